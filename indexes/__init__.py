@@ -1,0 +1,1 @@
+"""The hybrid index: arrays in, row numbers and scores out."""

@@ -1,0 +1,1 @@
+"""From a pool of worked examples to a prompt."""

@@ -1,0 +1,1 @@
+"""Adapters from a prompt to an answer, one file each."""

@@ -1,0 +1,1 @@
+"""The sample pool and queries that `retriever demo` runs on."""

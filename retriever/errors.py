@@ -1,0 +1,111 @@
+"""Every error this project raises on purpose.
+
+    RetrieverError                  root; exit code 1
+    ├── InvalidInput                an argument, filter or recipe that cannot be used (also a ValueError); 2
+    │   ├── TemplateError           a prompt template with an unknown, missing or malformed placeholder; 2
+    │   └── DelimiterCollision      a demonstration contains a delimiter of the text prompt; 2
+    ├── IndexMissing                no index at the path; 3
+    ├── IndexCorrupt                a damaged, missing or foreign file; 4
+    ├── Incompatible                a newer format, or another embedder; 5
+    ├── IndexLocked                 another process is writing; 6
+    ├── BadRows                     rows that cannot be used, under strict reading; 7
+    ├── MissingDependency           an optional package is not installed (also an ImportError); 1
+    ├── EmbedderError               an embedder failed or returned something that is not a vector; 1
+    └── BackendError                a language-model backend failed; 1
+
+Each says what was seen, what was expected and what fixes it, and carries them as attributes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from indexes.errors import (
+    Incompatible,
+    IndexCorrupt,
+    IndexLocked,
+    IndexMissing,
+    InvalidInput,
+    RetrieverError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from retriever.formats import BadRow
+
+__all__ = [
+    "BackendError",
+    "BadRows",
+    "DelimiterCollision",
+    "EmbedderError",
+    "Incompatible",
+    "IndexCorrupt",
+    "IndexLocked",
+    "IndexMissing",
+    "InvalidInput",
+    "MissingDependency",
+    "RetrieverError",
+    "TemplateError",
+]
+
+
+class TemplateError(InvalidInput):
+    """A template names a placeholder that does not exist, or a value that is not there."""
+
+
+class DelimiterCollision(InvalidInput):
+    """A demonstration or query contains a delimiter of the text prompt, under the policy `error`.
+
+    Attributes:
+        example_id: The example that contains it.
+        delimiter: The delimiter that was found.
+    """
+
+    def __init__(self, example_id: str, delimiter: str) -> None:
+        self.example_id = example_id
+        self.delimiter = delimiter
+        super().__init__(
+            f"example {example_id!r} contains the delimiter {delimiter!r}",
+            fix="use the messages form, or collisions='escape' or 'drop'",
+        )
+
+
+class BadRows(RetrieverError):
+    """Rows were set aside while reading under `strict`, or no row could be used at all.
+
+    Attributes:
+        rows: What was set aside, with source, line and reason.
+    """
+
+    exit_code: ClassVar[int] = 7
+
+    def __init__(self, rows: Sequence[BadRow], *, seen: str = "", fix: str = "") -> None:
+        self.rows = tuple(rows)
+        first = f", first {self.rows[0]}" if self.rows else ""
+        super().__init__(seen or f"{len(self.rows)} bad rows{first}", fix=fix)
+
+
+class MissingDependency(RetrieverError, ImportError):
+    """An optional package is needed and not installed.
+
+    Attributes:
+        package: What could not be imported.
+        extra: The extra of this distribution that installs it.
+    """
+
+    def __init__(self, package: str, extra: str, *, purpose: str) -> None:
+        self.package = package
+        self.extra = extra
+        super().__init__(
+            f"{purpose} needs the package {package!r}, which is not installed",
+            fix=f"pip install 'demonstration-retriever[{extra}]'",
+        )
+
+
+class EmbedderError(RetrieverError):
+    """An embedder could not be loaded, failed, or returned something that is not a vector per text."""
+
+
+class BackendError(RetrieverError):
+    """A language-model backend failed or returned no text."""

@@ -1,0 +1,1 @@
+"""The ranker: one file per stage."""
