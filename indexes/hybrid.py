@@ -1,0 +1,314 @@
+"""HybridIndex: both channels, one answer.
+
+Where dense search is exact, both channels score every row, so there are no missing scores and no candidate cut to
+distort the normalisation. Where a FAISS index proposes, its rows and the best lexical rows are candidates, and both
+channels score each of them. The order is total: by descending fused score, then ascending row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexes.dense import NO_DIRECTION, DenseIndex, error_bound
+from indexes.errors import InvalidInput
+from indexes.fusion import BM25_INFIMUM, COSINE_INFIMUM, convex, reciprocal_rank, theoretical_min_max
+from indexes.lexical import LexicalIndex
+
+Rows: TypeAlias = NDArray[np.int64]
+Scores: TypeAlias = NDArray[np.float64]
+Mask: TypeAlias = NDArray[np.bool_]
+Places: TypeAlias = NDArray[np.int64]
+
+MODES = ("hybrid", "dense", "lexical")
+RULES = ("convex", "rrf")
+_PROPOSALS = 1000
+
+
+@dataclass(frozen=True)
+class Query:
+    """One query in the form the channels take.
+
+    Attributes:
+        vector: A unit vector, float32, shape (dim,); all zero when the query has no direction.
+        terms: The query's terms, repeats included.
+    """
+
+    vector: NDArray[np.float32]
+    terms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """How the channels are combined.
+
+    Attributes:
+        mode: `hybrid`, `dense` or `lexical`. A single channel that is silent (a query without direction, or of unknown
+            terms only) gives way to the other one.
+        weight: Share of the dense channel in `hybrid`, from 0 to 1.
+        rule: `convex` (normalised scores) or `rrf` (reciprocal ranks).
+        rrf_k: The constant of `rrf`.
+    """
+
+    mode: str = "hybrid"
+    weight: float = 0.5
+    rule: str = "convex"
+    rrf_k: int = 60
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise InvalidInput(f"mode {self.mode!r}", expected=f"one of {', '.join(MODES)}")
+        if self.rule not in RULES:
+            raise InvalidInput(f"fusion rule {self.rule!r}", expected=f"one of {', '.join(RULES)}")
+        if not 0 <= self.weight <= 1:
+            raise InvalidInput(f"fusion weight {self.weight}", expected="a number from 0 to 1")
+        if self.rrf_k < 1:
+            raise InvalidInput(f"rrf_k {self.rrf_k}", expected="a whole number of at least 1")
+
+
+@dataclass(frozen=True)
+class ChannelScores:
+    """What both channels say of the rows under consideration, before fusion.
+
+    Attributes:
+        query: The query they were asked.
+        rows: Ascending row numbers, int64, shape (m,).
+        dense: Inner products within `error_bound` of the exact ones, float32, shape (m,).
+        lexical: BM25 scores, float64, shape (m,).
+        dense_speaks: Whether the query has a direction; if not, `dense` is `NO_DIRECTION` everywhere.
+        lexical_speaks: Whether any term of the query is known; if not, `lexical` is 0 everywhere.
+    """
+
+    query: Query
+    rows: Rows
+    dense: NDArray[np.float32]
+    lexical: Scores
+    dense_speaks: bool
+    lexical_speaks: bool
+
+    def restricted(self, keep: Mask) -> ChannelScores:
+        """The same for the rows where `keep`, of shape (index rows,), is true."""
+        here = keep[self.rows]
+        return replace(self, rows=self.rows[here], dense=self.dense[here], lexical=self.lexical[here])
+
+    def mode(self, fusion: Fusion) -> str:
+        """What decides the order: `hybrid`, `dense`, `lexical`, or `none` when both channels are silent."""
+        if not self.lexical_speaks:
+            return "dense" if self.dense_speaks else "none"
+        if not self.dense_speaks:
+            return "lexical"
+        if fusion.mode == "hybrid" and fusion.weight in (0.0, 1.0) and fusion.rule == "convex":
+            # Normalising could round two different scores to one; the parent's own order is exact.
+            return "dense" if fusion.weight else "lexical"
+        return fusion.mode
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Rows in order, best first, with their exact scores.
+
+    Attributes:
+        rows: Row numbers, int64, shape (k,).
+        fused: What they are ordered by, float64, shape (k,).
+        dense: Cosines, float64, shape (k,); NaN when that channel was silent or not asked.
+        lexical: BM25 scores, float64, shape (k,); NaN when that channel was silent or not asked.
+    """
+
+    rows: Rows
+    fused: Scores
+    dense: Scores
+    lexical: Scores
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def top(rows: Rows, scores: Scores, k: int) -> Places:
+    """The places of the k best by (−score, row), without sorting all of them."""
+    if k <= 0:
+        return np.empty(0, np.int64)
+    places = np.arange(len(rows))
+    if k < len(rows):
+        # All that tie with the k-th stay in, so that the row numbers decide among them.
+        places = np.flatnonzero(scores >= np.partition(scores, len(scores) - k)[len(scores) - k])
+    order = np.lexsort((rows[places], -scores[places]))[:k]
+    return places[order]
+
+
+class HybridIndex:
+    """A dense and a lexical index over the same rows.
+
+    Args:
+        dense: Unit vectors.
+        lexical: BM25.
+        alive: Rows that are not removed, bool, shape (rows,); None when all are.
+
+    Raises:
+        InvalidInput: The two do not have the same number of rows.
+    """
+
+    def __init__(self, dense: DenseIndex, lexical: LexicalIndex, alive: Mask | None = None) -> None:
+        if len(dense) != len(lexical):
+            raise InvalidInput(f"{len(dense)} vectors and {len(lexical)} documents", expected="as many as the other")
+        self.dense = dense
+        self.lexical = lexical
+        self.alive = alive
+        self._bound = error_bound(dense.dim)
+
+    def __len__(self) -> int:
+        """Rows, removed ones included."""
+        return len(self.lexical)
+
+    def score(self, queries: Sequence[Query], eligible: Mask | None = None) -> list[ChannelScores]:
+        """What both channels say, for a block of queries at once.
+
+        Args:
+            queries: The queries; the memory used is queries × rows × 12 bytes.
+            eligible: Rows that may be returned, bool, shape (rows,); None when all may.
+
+        Raises:
+            InvalidInput: A query's vector has another dimension than the index, or is not finite.
+        """
+        if not queries:
+            return []
+        vectors = self._stacked(queries)
+        if self.alive is not None:
+            eligible = self.alive if eligible is None else eligible & self.alive
+        if self.dense.ann is not None:
+            return [self._score_proposed(query, eligible) for query in queries]
+        dense = self.dense.scores(vectors)
+        scores = [self._score_all(query, dense[i]) for i, query in enumerate(queries)]
+        return scores if eligible is None else [one.restricted(eligible) for one in scores]
+
+    def _stacked(self, queries: Sequence[Query]) -> NDArray[np.float32]:
+        for query in queries:
+            if query.vector.shape != (self.dense.dim,) or not np.isfinite(query.vector).all():
+                raise InvalidInput(
+                    f"a query vector of shape {query.vector.shape}",
+                    expected=f"{self.dense.dim} finite numbers, as the index was built with",
+                )
+        return np.stack([query.vector for query in queries])
+
+    def _score_all(self, query: Query, dense: NDArray[np.float32]) -> ChannelScores:
+        directed, known = bool(query.vector.any()), self.lexical.knows(query.terms)
+        if not directed:
+            dense.fill(NO_DIRECTION)
+        lexical = self.lexical.scores(query.terms) if known else np.zeros(len(self))
+        return ChannelScores(query, np.arange(len(self)), dense, lexical, directed, known)
+
+    def _score_proposed(self, query: Query, eligible: Mask | None) -> ChannelScores:
+        """Exact scores of the rows that FAISS or the lexical channel propose."""
+        allowed = np.arange(len(self)) if eligible is None else np.flatnonzero(eligible)
+        wanted = min(_PROPOSALS, len(allowed))
+        everything = self._score_all(query, np.empty(len(self), np.float32))
+        proposed = self.dense.propose(query.vector, wanted, eligible) if everything.dense_speaks else allowed[:0]
+        if everything.dense_speaks and len(proposed) < wanted // 2:
+            proposed = allowed  # a filter that FAISS cannot see through must not leave a prompt short
+        if everything.lexical_speaks:
+            proposed = np.union1d(proposed, allowed[top(allowed, everything.lexical[allowed], wanted)])
+        rows = proposed if len(proposed) else allowed
+        dense = self.dense.exact(rows, query.vector).astype(np.float32)
+        return replace(everything, rows=rows, dense=dense, lexical=everything.lexical[rows])
+
+    def rank(self, scores: ChannelScores, k: int, fusion: Fusion) -> Hits:
+        """The k best rows under a fusion; fewer rows give fewer hits.
+
+        Args:
+            scores: What `score` gave for the query, perhaps restricted.
+            k: How many.
+            fusion: How the channels are combined.
+        """
+        mode = scores.mode(fusion)
+        if mode == "none":
+            places = np.arange(min(k, len(scores.rows)))
+        elif mode == "lexical":
+            places = top(scores.rows, scores.lexical, k)
+        else:
+            places = self._narrowed(scores, k, fusion, mode)
+            places = places[top(scores.rows[places], self._deciding(scores, places, fusion, mode), k)]
+        return self._hits(scores, places, fusion, mode)
+
+    def describe(self, scores: ChannelScores, rows: Rows, fusion: Fusion) -> Hits:
+        """The scores of given rows, in the given order, as `rank` would give them.
+
+        Args:
+            scores: What `score` gave for the query; all of `rows` are among its rows.
+            rows: Row numbers, int64, shape (k,).
+            fusion: How the channels are combined.
+        """
+        return self._hits(scores, np.searchsorted(scores.rows, rows), fusion, scores.mode(fusion))
+
+    def _narrowed(self, scores: ChannelScores, k: int, fusion: Fusion, mode: str) -> Places:
+        """The places that can be among the k best, judged by approximate dense scores and their error bound."""
+        if mode == "dense":
+            return _possible(scores.dense, k, self._bound)
+        if fusion.rule == "rrf":
+            return np.arange(len(scores.rows))
+        maximum = self._dense_maximum(scores)
+        approximate = _convex(scores.dense.astype(np.float64), scores.lexical, maximum, _maximum(scores), fusion)
+        return _possible(approximate, k, self._bound * fusion.weight / max(maximum - COSINE_INFIMUM, 1e-6))
+
+    def _deciding(self, scores: ChannelScores, places: Places, fusion: Fusion, mode: str) -> Scores:
+        """The exact scores that a mode orders by, at some places."""
+        if mode == "lexical":
+            return scores.lexical[places]
+        if mode == "none":
+            return np.zeros(len(places))
+        if mode == "hybrid" and fusion.rule == "rrf":
+            dense = self.dense.exact(scores.rows, scores.query.vector)
+            return reciprocal_rank(_ranks(dense), _ranks(scores.lexical), fusion.weight, fusion.rrf_k)[places]
+        dense = self.dense.exact(scores.rows[places], scores.query.vector)
+        if mode == "dense":
+            return dense
+        return _convex(dense, scores.lexical[places], self._dense_maximum(scores), _maximum(scores), fusion)
+
+    def _dense_maximum(self, scores: ChannelScores) -> float:
+        """The exact maximum of the dense channel over the rows under consideration."""
+        if not len(scores.rows):
+            return COSINE_INFIMUM
+        places = _possible(scores.dense, 1, self._bound)
+        return float(self.dense.exact(scores.rows[places], scores.query.vector).max())
+
+    def _hits(self, scores: ChannelScores, places: Places, fusion: Fusion, mode: str) -> Hits:
+        if fusion.mode == "hybrid" and mode != "none":
+            mode = "hybrid"  # a silent channel or a weight of 0 or 1 changes the order, not the scale that is reported
+        silent = np.full(len(places), np.nan)
+        return Hits(
+            scores.rows[places],
+            self._deciding(scores, places, fusion, mode),
+            self.dense.exact(scores.rows[places], scores.query.vector) if scores.dense_speaks else silent,
+            scores.lexical[places] if scores.lexical_speaks else silent,
+        )
+
+
+def _convex(dense: Scores, lexical: Scores, dense_maximum: float, lexical_maximum: float, fusion: Fusion) -> Scores:
+    return convex(
+        theoretical_min_max(dense, COSINE_INFIMUM, dense_maximum),
+        theoretical_min_max(lexical, BM25_INFIMUM, lexical_maximum),
+        fusion.weight,
+    )
+
+
+def _possible(approximate: NDArray[np.floating], k: int, margin: float) -> Places:
+    """The places that can be among the k best when each score may be off by `margin`."""
+    if k >= len(approximate):
+        return np.arange(len(approximate))
+    if k <= 0:
+        return np.empty(0, np.int64)
+    cut = np.partition(approximate, len(approximate) - k)[len(approximate) - k]
+    return np.flatnonzero(approximate >= float(cut) - 2.0 * margin)
+
+
+def _maximum(scores: ChannelScores) -> float:
+    return float(scores.lexical.max()) if len(scores.lexical) else BM25_INFIMUM
+
+
+def _ranks(scores: Scores) -> NDArray[np.int64]:
+    """Ranks from 1 by descending score; ties in row order."""
+    ranks = np.empty(len(scores), dtype=np.int64)
+    ranks[np.argsort(-scores, kind="stable")] = np.arange(1, len(scores) + 1)
+    return ranks
