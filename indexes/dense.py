@@ -8,6 +8,7 @@ whose bits depend on nothing but the two vectors.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -74,24 +75,40 @@ def check_vectors(vectors: NDArray[np.generic], name: str) -> None:
             )
 
 
+@dataclass(frozen=True)
+class Segment:
+    """A run of rows.
+
+    Attributes:
+        vectors: Unit or zero rows, float32, shape (rows, dim).
+        zero_rows: Which rows are zero, int64, shape (zero rows,).
+    """
+
+    vectors: Vectors
+    zero_rows: Rows
+
+    @classmethod
+    def of(cls, vectors: Vectors) -> Segment:
+        """A run with its zero rows found."""
+        return cls(vectors, np.flatnonzero(~vectors.any(axis=1)))
+
+    def __len__(self) -> int:
+        """How many rows."""
+        return len(self.vectors)
+
+
 class DenseIndex:
     """Unit vectors in one or more runs of rows.
 
     Args:
-        segments: The runs, in row order: float32, shape (rows, dim), unit or zero rows.
+        segments: The runs, in row order; all of one dimension, at least one.
         ann: A FAISS index over the first run that proposes rows; without it, every row is considered.
     """
 
-    def __init__(self, segments: Sequence[Vectors], ann: AnnIndex | None = None) -> None:
+    def __init__(self, segments: Sequence[Segment], ann: AnnIndex | None = None) -> None:
         self._segments = tuple(segments)
         self._starts = np.cumsum([0, *(len(segment) for segment in self._segments)])
-        self._zero_rows = np.concatenate(
-            [
-                np.empty(0, np.int64),
-                *(np.flatnonzero(~s.any(axis=1)) + a for s, a in zip(self._segments, self._starts, strict=False)),
-            ]
-        )
-        self.dim = self._segments[0].shape[1]
+        self.dim = self._segments[0].vectors.shape[1]
         self.ann = ann
 
     def __len__(self) -> int:
@@ -108,8 +125,9 @@ class DenseIndex:
         """
         scores = np.empty((len(queries), len(self)), dtype=np.float32)
         for segment, start in zip(self._segments, self._starts, strict=False):
-            np.matmul(queries, segment.T, out=scores[:, start : start + len(segment)])
-        scores[:, self._zero_rows] = NO_DIRECTION
+            here = scores[:, start : start + len(segment)]
+            np.matmul(queries, segment.vectors.T, out=here)
+            here[:, segment.zero_rows] = NO_DIRECTION
         return scores
 
     def exact(self, rows: Rows, query: Vectors) -> Scores:
@@ -119,12 +137,12 @@ class DenseIndex:
     def vectors(self, rows: Rows) -> Vectors:
         """The vectors of some rows, copied; float32, shape (rows, dim)."""
         if len(self._segments) == 1:
-            return self._segments[0][rows]
+            return self._segments[0].vectors[rows]
         vectors = np.empty((len(rows), self.dim), dtype=np.float32)
         segment_of = np.searchsorted(self._starts, rows, side="right") - 1
         for number, segment in enumerate(self._segments):
             here = segment_of == number
-            vectors[here] = segment[rows[here] - self._starts[number]]
+            vectors[here] = segment.vectors[rows[here] - self._starts[number]]
         return vectors
 
     def propose(self, query: Vectors, count: int, eligible: NDArray[np.bool_] | None) -> Rows:

@@ -163,12 +163,12 @@ class HybridIndex:
         """Rows, removed ones included."""
         return len(self.lexical)
 
-    def score(self, queries: Sequence[Query], eligible: Mask | None = None) -> list[ChannelScores]:
+    def score(self, queries: Sequence[Query], eligible: Sequence[Mask | None] | None = None) -> list[ChannelScores]:
         """What both channels say, for a block of queries at once.
 
         Args:
             queries: The queries; the memory used is queries × rows × 12 bytes.
-            eligible: Rows that may be returned, bool, shape (rows,); None when all may.
+            eligible: For each query the rows that may be returned, bool, shape (rows,); None when all may.
 
         Raises:
             InvalidInput: A query's vector has another dimension than the index, or is not finite.
@@ -176,13 +176,17 @@ class HybridIndex:
         if not queries:
             return []
         vectors = self._stacked(queries)
-        if self.alive is not None:
-            eligible = self.alive if eligible is None else eligible & self.alive
+        masks = [self._with_alive(mask) for mask in (eligible or [None] * len(queries))]
         if self.dense.ann is not None:
-            return [self._score_proposed(query, eligible) for query in queries]
+            return [self._score_proposed(query, mask) for query, mask in zip(queries, masks, strict=True)]
         dense = self.dense.scores(vectors)
         scores = [self._score_all(query, dense[i]) for i, query in enumerate(queries)]
-        return scores if eligible is None else [one.restricted(eligible) for one in scores]
+        return [one if mask is None else one.restricted(mask) for one, mask in zip(scores, masks, strict=True)]
+
+    def _with_alive(self, mask: Mask | None) -> Mask | None:
+        if self.alive is None or mask is None:
+            return mask if self.alive is None else self.alive
+        return mask & self.alive
 
     def _stacked(self, queries: Sequence[Query]) -> NDArray[np.float32]:
         for query in queries:

@@ -1,0 +1,1 @@
+"""How good a selection is: metrics, and what is calibrated with them."""

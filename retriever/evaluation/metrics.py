@@ -1,0 +1,60 @@
+"""Metrics of a selection that need no language model: one pure function each.
+
+Sets of labels make single-label and multi-label pools alike: two examples agree when they share a label.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from indexes.analyzers import identifiers
+
+TokenSet = frozenset[str]
+
+
+def hit(query: TokenSet, chosen: Sequence[TokenSet]) -> float:
+    """1 when any demonstration shares a label with the query, else 0."""
+    return float(any(labels & query for labels in chosen))
+
+
+def precision(query: TokenSet, chosen: Sequence[TokenSet]) -> float:
+    """Share of the demonstrations that share a label with the query (P@k); 0 when there are none."""
+    return sum(bool(labels & query) for labels in chosen) / len(chosen) if chosen else 0.0
+
+
+def overlap(first: TokenSet, second: TokenSet) -> float:
+    """Jaccard index of two token sets; 1 for two empty ones."""
+    union = len(first | second)
+    return len(first & second) / union if union else 1.0
+
+
+def best_overlap(query: TokenSet, chosen: Sequence[TokenSet]) -> float:
+    """The largest overlap of a demonstration's output with the query's own; 0 when there are none."""
+    return max((overlap(query, tokens) for tokens in chosen), default=0.0)
+
+
+def union_overlap(query: TokenSet, chosen: Sequence[TokenSet]) -> float:
+    """Share of the query's output tokens that stand in some demonstration's output; 1 when it has none."""
+    return len(query & frozenset().union(*chosen)) / len(query) if query else 1.0
+
+
+def ndcg(ranked: Sequence[str], grades: Mapping[str, float], k: int) -> float:
+    """Normalised discounted cumulative gain at k (Järvelin and Kekäläinen 2002): linear gain, log₂ discount.
+
+    Args:
+        ranked: Document ids, best first.
+        grades: Relevance by document id; ids that are not in it have 0.
+        k: How many of the ranked count.
+    """
+    ideal = _dcg(sorted(grades.values(), reverse=True)[:k])
+    return _dcg([grades.get(document, 0.0) for document in ranked[:k]]) / ideal if ideal > 0 else 0.0
+
+
+def _dcg(gains: Sequence[float]) -> float:
+    return math.fsum(gain / math.log2(rank + 1) for rank, gain in enumerate(gains, start=1))
+
+
+def output_tokens(text: str) -> TokenSet:
+    """The token set of an output: identifiers, split at case and underscores, so that code and SQL compare well."""
+    return frozenset(identifiers(text))

@@ -1,0 +1,118 @@
+"""Selection: what was chosen for a query, with scores, ranks and reasons."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from retriever.example import Example, Json
+from retriever.ranking.order import ORDERS
+from retriever.ranking.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """An example that was chosen.
+
+    Attributes:
+        example: The example.
+        rank: Its place by relevance to this selection; 1 is the best.
+        score: What it was ranked by: the fused score, or the channel's own score in a single-channel mode.
+        channels: Cosine (`dense`), BM25 (`lexical`) and `fused`; a channel that had nothing to say is left out.
+        origin: How it came in: `fixed`, or the name of the strategy.
+    """
+
+    example: Example
+    rank: int
+    score: float
+    channels: Mapping[str, float]
+    origin: str
+
+    def to_dict(self) -> dict[str, Json]:
+        """For JSON output."""
+        return {
+            "id": self.example.id,
+            "rank": self.rank,
+            "score": self.score,
+            "channels": dict(self.channels),
+            "origin": self.origin,
+            "example": self.example.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """An example that was not chosen, or not put into the prompt, for a reason worth telling.
+
+    Attributes:
+        id: The example.
+        reason: Why.
+    """
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The demonstrations for a query, best first; `in_prompt_order` gives them as they stand in the prompt.
+
+    Attributes:
+        query: The query.
+        demonstrations: Best first.
+        dropped: What the guard, an exclusion or a lack of candidates kept out.
+        eligible: How many examples the filters left to choose from.
+        recipe: The settings, with every default filled in.
+        generation: The generation of the index that answered, such as `gen-000007`.
+        revision: The revision of the pool that was seen.
+        notes: What a reader should know, such as a channel that had nothing to say.
+    """
+
+    query: Example
+    demonstrations: tuple[Demonstration, ...]
+    dropped: tuple[Dropped, ...]
+    eligible: int
+    recipe: Recipe
+    generation: str
+    revision: int
+    notes: tuple[str, ...] = field(default=())
+
+    def __len__(self) -> int:
+        return len(self.demonstrations)
+
+    def __iter__(self) -> Iterator[Demonstration]:
+        return iter(self.demonstrations)
+
+    def __getitem__(self, place: int) -> Demonstration:
+        return self.demonstrations[place]
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The ids of the demonstrations, best first."""
+        return tuple(demonstration.example.id for demonstration in self.demonstrations)
+
+    @property
+    def in_prompt_order(self) -> tuple[Demonstration, ...]:
+        """The demonstrations as the recipe's order puts them into the prompt."""
+        order = self.recipe.order
+        return tuple(self.demonstrations[rank] for rank in ORDERS[order.by](len(self), order.seed, self.query.id))
+
+    def to_dict(self) -> dict[str, Json]:
+        """For JSON output; the demonstrations stand in prompt order."""
+        return {
+            "query": self.query.to_dict(),
+            "demonstrations": [demonstration.to_dict() for demonstration in self.in_prompt_order],
+            "dropped": [{"id": dropped.id, "reason": dropped.reason} for dropped in self.dropped],
+            "eligible": self.eligible,
+            "recipe": self.recipe.to_dict(),
+            "generation": self.generation,
+            "revision": self.revision,
+            "notes": list(self.notes),
+        }
+
+
+def channel_scores(dense: float, lexical: float, fused: float) -> dict[str, float]:
+    """The scores by channel name; NaN stands for a channel that had nothing to say and is left out."""
+    scores = {"dense": dense, "lexical": lexical, "fused": fused}
+    return {name: score for name, score in scores.items() if not math.isnan(score)}

@@ -1,0 +1,69 @@
+"""Settings of an index: what is fixed when it is built and stored in its manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+
+from indexes.analyzers import analyzer
+from indexes.lexical import BM25
+from retriever.errors import InvalidInput
+from retriever.example import Json
+from retriever.keys import Key
+
+LEXICAL = ("bm25", "rank-bm25")
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """How examples are indexed.
+
+    Attributes:
+        key: Which text stands for an example; see `retriever.keys.Key`.
+        analyzer: How text becomes terms; see `indexes.analyzers`.
+        lexical: `bm25`, or `rank-bm25` for the slower reference implementation (Okapi only).
+        bm25: The variant of BM25.
+        k1: Its saturation parameter.
+        b: Its length parameter.
+        ann: A FAISS factory string such as `HNSW32`; None searches exactly.
+
+    Raises:
+        InvalidInput: A value is not one of those allowed.
+    """
+
+    key: str = "input"
+    analyzer: str = "default"
+    lexical: str = "bm25"
+    bm25: str = "lucene"
+    k1: float = 1.5
+    b: float = 0.75
+    ann: str | None = None
+
+    def __post_init__(self) -> None:
+        Key(self.key)
+        analyzer(self.analyzer)
+        if self.lexical not in LEXICAL:
+            raise InvalidInput(f"lexical index {self.lexical!r}", expected=f"one of {', '.join(LEXICAL)}")
+        if self.lexical == "rank-bm25" and self.bm25 != "okapi":
+            raise InvalidInput(f"rank-bm25 with the variant {self.bm25!r}", expected="bm25='okapi'")
+        self.scoring()
+
+    def scoring(self) -> BM25:
+        """The settings of BM25."""
+        return BM25(self.bm25, self.k1, self.b)
+
+    @classmethod
+    def from_manifest(cls, stored: object) -> IndexSettings:
+        """From what `to_dict` gave.
+
+        Raises:
+            InvalidInput: It is not that.
+        """
+        names = {f.name for f in fields(cls)}
+        if not isinstance(stored, Mapping) or set(stored) != names:
+            raise InvalidInput(f"stored settings {stored!r}", expected=f"the keys {', '.join(sorted(names))}")
+        return cls(**stored)
+
+    def to_dict(self) -> dict[str, Json]:
+        """For the manifest."""
+        return asdict(self)
