@@ -1,0 +1,182 @@
+"""What every backend shares: its type, its settings, and how it speaks about addresses and foreign text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, TypeAlias
+from urllib.parse import SplitResult, urlsplit, urlunsplit
+
+from retriever.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from retriever.prompting.assembler import Prompt
+
+_LONGEST_QUOTE = 300
+_SHORTEST_SECRET = 4
+_LARGEST_SEED = 2**63 - 1
+
+
+Backend: TypeAlias = "Callable[[Prompt], str]"
+
+
+@dataclass(frozen=True, slots=True)
+class BackendSettings:
+    """How a backend generates. Each backend says in its own docstring how it honours every field.
+
+    Attributes:
+        max_tokens: The most tokens to generate, at least 1.
+        temperature: 0 for greedy decoding; above it, sampling at that temperature.
+        timeout: Seconds until an attempt is given up, above 0.
+        base_url: Address of an OpenAI-compatible server, such as `http://localhost:8000/v1`; None for the
+            backend's own. Only the `openai` backend has one, the others refuse it. Any user name and password in
+            it are used and never shown.
+        retries: How often a failed attempt is repeated where repeating can help.
+        seed: Seed of the sampling, 0 to 2**63 - 1; None leaves it to chance.
+
+    Raises:
+        InvalidInput: A field has a value that cannot be used.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    timeout: float = 60.0
+    base_url: str | None = None
+    retries: int = 2
+    seed: int | None = 0
+
+    def __post_init__(self) -> None:
+        _require(_is_whole(self.max_tokens, 1), "max_tokens", self.max_tokens, "a whole number of at least 1")
+        _require(_is_number(self.temperature) and self.temperature >= 0, "temperature", self.temperature, "0 or above")
+        _require(_is_number(self.timeout) and self.timeout > 0, "timeout", self.timeout, "seconds above 0")
+        _require(_is_whole(self.retries, 0), "retries", self.retries, "a whole number of at least 0")
+        seed_is_good = self.seed is None or (_is_whole(self.seed, 0) and self.seed <= _LARGEST_SEED)
+        _require(seed_is_good, "seed", self.seed, f"None or a whole number from 0 to {_LARGEST_SEED}")
+        if self.base_url is not None:
+            split_base_url(self.base_url)
+
+    def __repr__(self) -> str:
+        shown = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.base_url is not None:
+            shown["base_url"] = shown_url(self.base_url)
+        return f"BackendSettings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+
+def _require(good: bool, name: str, value: object, expected: str) -> None:
+    if not good:
+        raise InvalidInput(f"the backend setting {name}={value!r}", expected=expected)
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def split_base_url(url: str) -> SplitResult:
+    """The parts of a base URL, once it is known to be one.
+
+    Args:
+        url: The address.
+
+    Returns:
+        Its parts, user name and password among them.
+
+    Raises:
+        InvalidInput: It is not `http(s)://HOST[:PORT][/PATH]`. The message never quotes it, because a malformed
+            address can hold a password anywhere.
+    """
+    # Raised outside of any handler: the errors of urlsplit quote what they could not read.
+    problem = _base_url_problem(url)
+    if problem:
+        raise InvalidInput(f"a base_url with {problem}", expected="an address such as http://localhost:8000/v1")
+    return urlsplit(url)
+
+
+def _base_url_problem(url: str) -> str:
+    """What keeps a text from being a base URL; empty when nothing does."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return "a malformed host or port"
+    if parts.scheme not in ("http", "https"):
+        return "no http:// or https:// in front"
+    if not parts.hostname or port == 0:
+        return "no host, or the port 0"
+    if parts.query or parts.fragment:
+        return "a query or fragment, which would be lost when the path of the request is added"
+    if any(character.isspace() or not character.isprintable() for character in url):
+        return "white space or control characters"
+    return ""
+
+
+def shown_url(url: str) -> str:
+    """A base URL as it may be shown: without user name and password."""
+    parts = split_base_url(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def one_line(text: str, *, secrets: Iterable[str] = ()) -> str:
+    """Foreign text fit for an error message: one printable line of at most 300 characters.
+
+    Args:
+        text: What a server, a program or a library said.
+        secrets: Texts that must not be shown; each is replaced by `***`. Those under 4 characters are skipped: they
+            are the dummy keys of servers that need none, and hiding every `x` would leave nothing to read.
+
+    Returns:
+        The line; empty when nothing printable is left.
+    """
+    # The longest first: a secret that contains another would otherwise keep its other half.
+    for secret in sorted(secrets, key=len, reverse=True):
+        if len(secret) >= _SHORTEST_SECRET:
+            text = text.replace(secret, "***")
+    printable = "".join(character if character.isprintable() else " " for character in text)
+    line = " ".join(printable.split())
+    return line if len(line) <= _LONGEST_QUOTE else line[: _LONGEST_QUOTE - 1] + "…"
+
+
+def messages_of(prompt: Prompt) -> list[dict[str, str]]:
+    """The role and content of every message of a prompt.
+
+    Raises:
+        InvalidInput: A content cannot leave the process as UTF-8.
+    """
+    return [{"role": message["role"], "content": _encodable(message["content"])} for message in prompt.messages]
+
+
+def text_of(prompt: Prompt) -> str:
+    """The text form of a prompt; backends that send messages never ask for it, as it can fail where they do not.
+
+    Raises:
+        InvalidInput: It cannot leave the process as UTF-8.
+        DelimiterCollision: As `prompt.text` raises it.
+    """
+    return _encodable(prompt.text)
+
+
+def _encodable(text: str) -> str:
+    """The text, once it is known to hold no lone surrogate (U+D800 to U+DFFF), which is half a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInput(
+            f"a prompt with the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}",
+            expected="text that can be written as UTF-8",
+            fix="repair the example or query",
+        ) from error
+    return text
+
+
+def refuse_base_url(settings: BackendSettings, backend: str) -> None:
+    """Refuses a base URL where there is no server to find.
+
+    Raises:
+        InvalidInput: `settings.base_url` is set.
+    """
+    if settings.base_url is not None:
+        raise InvalidInput(f"a base_url for the backend {backend!r}", fix="leave it out, or use openai:MODEL")
