@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ from indexes.errors import Incompatible, IndexCorrupt, IndexMissing
 FORMAT_VERSION = 1
 """What this version writes. It reads every version from 1 to this one."""
 
+Scalar = TypeVar("Scalar", bound=np.generic)
 Manifest: TypeAlias = "dict[str, object]"
 
 _NAME = re.compile(r"gen-(\d{6,})")
@@ -55,19 +56,22 @@ class Generation:
     manifest: Manifest
     buffers: Mapping[str, files.Buffer] = field(repr=False)
 
-    def array(self, name: str) -> NDArray[np.generic]:
+    def array(self, name: str, dtype: type[Scalar]) -> NDArray[Scalar]:
         """The array in `NAME.npy`, in place, not writable.
 
         Raises:
-            IndexCorrupt: There is no such file, or it is no plain array.
+            IndexCorrupt: There is no such file, or it is no plain array of that dtype.
         """
         path = self.path / f"{name}.npy"
         if path.name not in self.buffers:
             raise IndexCorrupt(path, "is not in the manifest", fix=_REPAIR)
         try:
-            return _parse_npy(self.buffers[path.name])
+            array = _parse_npy(self.buffers[path.name])
         except ValueError as error:
             raise IndexCorrupt(path, f"is no plain array: {error}", fix=_REPAIR) from error
+        if array.dtype != dtype:
+            raise IndexCorrupt(path, f"dtype {array.dtype}", expected=np.dtype(dtype).name, fix=_REPAIR)
+        return array.view(dtype)
 
 
 def npy(array: NDArray[np.generic]) -> list[files.Buffer]:

@@ -151,6 +151,30 @@ class Postings:
         return documents
 
 
+def check_postings(postings: Postings) -> None:
+    """Refuses arrays that do not describe postings.
+
+    Raises:
+        InvalidInput: Offsets that do not rise from 0 to the end, rows out of range, counts under 1, or lengths that are
+            not the sums of the counts.
+    """
+    documents, count = len(postings.lengths), len(postings.rows)
+    vocabulary = postings.vocabulary
+    for name, offsets, end in (
+        ("term", vocabulary.offsets, len(vocabulary.blob)),
+        ("posting", postings.offsets, count),
+    ):
+        if not len(offsets) or offsets[0] != 0 or offsets[-1] != end or (np.diff(offsets) < 0).any():
+            raise InvalidInput(f"{name} offsets that do not rise from 0 to {end}")
+    if len(postings.offsets) != len(vocabulary) + 1 or len(postings.counts) != count:
+        raise InvalidInput(f"{len(vocabulary)} terms, {len(postings.offsets)} offsets, {len(postings.counts)} counts")
+    if count and not (postings.rows.min() >= 0 and postings.rows.max() < documents and postings.counts.min() > 0):
+        raise InvalidInput("postings of rows that are not there, or counts under 1")
+    sums = np.bincount(postings.rows, weights=postings.counts, minlength=documents)
+    if not np.array_equal(sums, postings.lengths):
+        raise InvalidInput("document lengths that are not the sums of their counts")
+
+
 class LexicalIndex(Protocol):
     """What the hybrid index asks of a lexical one."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TypeAlias
 
 from retriever.errors import InvalidInput
@@ -71,17 +71,19 @@ class Example:
 
     def to_dict(self) -> dict[str, Json]:
         """The fields that are set, in declaration order; `Example(**d)` gives the example back."""
-        pairs = ((name, getattr(self, name)) for name in _ATTRIBUTES)
-        return {name: dict(v) if name == "meta" else v for name, v in pairs if v is not None and v != {}}
+        content = {name: getattr(self, name) for name in _ATTRIBUTES[:-1] if getattr(self, name) is not None}
+        return {**content, "meta": dict(self.meta)} if self.meta else content
 
 
 _ATTRIBUTES = tuple(f.name for f in fields(Example))
 
 
-def content_id(content: Mapping[str, Json]) -> str:
-    """An id derived from the content: 24 hexadecimal digits of its SHA-256, whatever the order of its keys."""
+def with_content_id(example: Example) -> Example:
+    """The example with an id derived from the rest of it: 24 hexadecimal digits of a SHA-256 over sorted JSON."""
+    content = example.to_dict()
+    del content["id"]
     canonical = json.dumps(content, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:24]
+    return replace(example, id=hashlib.sha256(canonical.encode()).hexdigest()[:24])
 
 
 def as_query(query: str | Mapping[str, Json] | Example) -> Example:
@@ -104,5 +106,5 @@ def as_query(query: str | Mapping[str, Json] | Example) -> Example:
         raise InvalidInput(f"a query whose meta is {meta!r}", expected="a mapping")
     known["meta"] = {**given, **meta}
     identity = known.pop("id", None)
-    known["id"] = content_id(known) if identity is None else render(identity)
-    return Example(**known)  # type: ignore[arg-type]
+    example = Example(id="" if identity is None else render(identity), **known)  # type: ignore[arg-type]
+    return with_content_id(example) if identity is None else example

@@ -1,7 +1,7 @@
 """Placeholders: `$name` in templates, wherever this project takes one.
 
-The whole grammar is `$name`, `${name}` and `$$` for a dollar sign, where a name may be dotted (`$meta.language`,
-`${input.user-question}`). There is no attribute access, no index into a list, no format specification, no conversion,
+The whole grammar is `$name`, `${any name}` and `$$` for a dollar sign, where a name may be dotted (`$meta.language`,
+`${input.user question}`). There is no attribute access, no index into a list, no format specification, no conversion,
 no include and no second pass: what a value contains is never read as a template.
 """
 
@@ -14,8 +14,9 @@ from typing import NamedTuple
 from retriever.errors import TemplateError
 
 _NAME = "[A-Za-z_][A-Za-z0-9_]*"
+_KEY = r"[\w-](?:[\w -]*[\w-])?"
 _PLACEHOLDER = re.compile(
-    rf"\$(?:(?P<dollar>\$)|(?P<plain>{_NAME}(?:\.{_NAME})*)|\{{(?P<braced>{_NAME}(?:\.[\w-]+)*)\}}|(?P<malformed>))"
+    rf"\$(?:(?P<dollar>\$)|(?P<plain>{_NAME}(?:\.{_NAME})*)|\{{(?P<braced>{_KEY}(?:\.{_KEY})*)\}}|(?P<malformed>))"
 )
 
 

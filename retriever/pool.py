@@ -245,9 +245,12 @@ class Pool:
 
     # Reading
 
-    def rows_of(self, ids: Sequence[str]) -> dict[str, int]:
-        """The row numbers of those ids that are in the pool now."""
-        sql = "SELECT id, row FROM examples WHERE removed IS NULL AND id IN ({})"
+    def rows_of(self, ids: Sequence[str], revision: int | None = None) -> dict[str, int]:
+        """The row numbers of those ids that are in the pool at a revision, by default the newest one written."""
+        alive = "removed IS NULL"
+        if revision is not None:
+            alive = f"added <= {revision:d} AND (removed IS NULL OR removed > {revision:d})"
+        sql = f"SELECT id, row FROM examples WHERE {alive} AND id IN ({{}})"
         return {str(identity): _integer(row) for identity, row in self._query_in(sql, ids)}
 
     def examples(self, revision: int) -> Iterator[PoolRow]:

@@ -1,1 +1,163 @@
 """Text to unit vectors, one file per family."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import fields, replace
+from inspect import getattr_static
+from typing import TypeAlias, cast
+
+from retriever.embedders.base import (
+    Embedder,
+    EmbedderSettings,
+    Prompts,
+    Vectors,
+    encode_checked,
+    fingerprint,
+    prompts_of,
+    same_space,
+)
+from retriever.embedders.function import FunctionEmbedder, qualified_name
+from retriever.embedders.latent_semantic import LatentSemanticEmbedder
+from retriever.embedders.openai_compatible import OpenAIEmbedder
+from retriever.embedders.packaged import NAME as MINI_LM
+from retriever.embedders.packaged import packaged_folder
+from retriever.embedders.sentence_transformer import SentenceTransformerEmbedder
+from retriever.errors import EmbedderError, InvalidInput
+
+__all__ = [
+    "Embedder",
+    "EmbedderSettings",
+    "EmbedderSource",
+    "LatentSemanticEmbedder",
+    "Prompts",
+    "Vectors",
+    "encode_checked",
+    "fingerprint",
+    "load_embedder",
+    "prompts_of",
+    "same_space",
+]
+
+EmbedderSource: TypeAlias = EmbedderSettings | str | Embedder | Callable[[list[str]], object]
+
+_OPENAI = "openai:"
+_ALL = frozenset(field.name for field in fields(EmbedderSettings))
+
+
+def load_embedder(
+    wanted: EmbedderSource = "auto",
+    *,
+    note: Callable[[str], None],
+    pool_texts: Callable[[], Iterable[str]] | None = None,
+) -> Embedder:
+    """The embedder that a name, settings, a function or an object stands for.
+
+    Names: `auto` is all-MiniLM-L6-v2, from the installed package when there is one, else as sentence-transformers
+    finds or downloads it, else a latent-semantic embedder fitted on the pool; `latent` is the latter; `openai:MODEL`
+    is an endpoint; anything else is the name or the folder of a sentence-transformers model.
+
+    Objects: one with `name`, `dim` and `encode` is taken as it is; a loaded SentenceTransformer, another object with
+    `encode`, and a function are wrapped.
+
+    Args:
+        wanted: What to load.
+        note: Called with one line when `auto` falls back to the latent-semantic embedder.
+        pool_texts: Gives the texts that a latent-semantic embedder is fitted on; None: it must not be needed.
+
+    Raises:
+        InvalidInput: A setting that the family does not use, a name that stands for an object, `latent` without a
+            pool, or an object that is no embedder.
+        EmbedderError: The model cannot be loaded, or is not the one it claims to be.
+        MissingDependency: An optional package is missing.
+    """
+    if not isinstance(wanted, str | EmbedderSettings):
+        return _given(wanted)
+    settings = EmbedderSettings(wanted) if isinstance(wanted, str) else wanted
+    if settings.name in ("latent", "latent-semantic"):
+        _only(settings, frozenset())
+        return _fitted(pool_texts)
+    if settings.name.startswith(_OPENAI):
+        return _endpoint(settings)
+    if settings.name.startswith("callable:"):
+        raise InvalidInput(
+            f"embedder {settings.name!r}, which only a Python object can be", fix="pass the same object as embedder="
+        )
+    _only(settings, _ALL - {"base_url"})
+    if settings.name == "auto":
+        return _mini_lm(settings, note, pool_texts)
+    if settings.name.removeprefix("sentence-transformers/") == MINI_LM:
+        return _mini_lm(settings, note, None)
+    return SentenceTransformerEmbedder.load(settings)
+
+
+def _mini_lm(
+    settings: EmbedderSettings, note: Callable[[str], None], pool_texts: Callable[[], Iterable[str]] | None
+) -> Embedder:
+    """all-MiniLM-L6-v2, or what stands in for it when it is nowhere to be had and there is a pool to fit on.
+
+    A package whose weights are wrong is an error, never a reason to fall back.
+    """
+    folder = packaged_folder() if settings.revision is None else None
+    if folder is not None:
+        return SentenceTransformerEmbedder.load(settings, source=folder, name=MINI_LM)
+    try:
+        return SentenceTransformerEmbedder.load(
+            replace(settings, name=f"sentence-transformers/{MINI_LM}"), name=MINI_LM
+        )
+    except EmbedderError as error:
+        fix = "pip install 'demonstration-retriever[offline]' installs the model"
+        if pool_texts is None:
+            raise EmbedderError(error.seen, expected=error.expected, fix=fix) from error
+        note(f"{error.seen}; using a latent-semantic embedder fitted on the pool instead, which finds less ({fix})")
+    return _fitted(pool_texts)
+
+
+def _fitted(pool_texts: Callable[[], Iterable[str]] | None) -> Embedder:
+    if pool_texts is None:
+        raise InvalidInput(
+            "a latent-semantic embedder without a pool to fit it on",
+            fix="build an index with it; an index that was built with it holds what it learned",
+        )
+    return LatentSemanticEmbedder.fit(pool_texts())
+
+
+def _endpoint(settings: EmbedderSettings) -> Embedder:
+    _only(settings, frozenset({"base_url", "query_prompt", "example_prompt", "batch_size"}))
+    model = settings.name.removeprefix(_OPENAI)
+    if not model:
+        raise InvalidInput(f"embedder {settings.name!r}", expected="openai:MODEL")
+    return OpenAIEmbedder(
+        model,
+        base_url=settings.base_url,
+        prompts=settings.prompts(Prompts()),
+        batch_size=settings.batch_size or 256,
+    )
+
+
+def _only(settings: EmbedderSettings, used: frozenset[str]) -> None:
+    """Refuse settings that would be ignored."""
+    unused = sorted(name for name in _ALL - used - {"name"} if getattr(settings, name) is not None)
+    if unused:
+        raise InvalidInput(f"embedder {settings.name!r} does not use {', '.join(unused)}", fix="leave it out")
+
+
+def _given(thing: Embedder | Callable[[list[str]], object]) -> Embedder:
+    encode = getattr(thing, "encode", None)
+    prompts = getattr(thing, "prompts", None)
+    prompts = prompts if isinstance(prompts, Prompts) else None
+    if callable(encode):
+        library = sys.modules.get("sentence_transformers")
+        if library is not None and isinstance(thing, library.SentenceTransformer):
+            return SentenceTransformerEmbedder(thing, name=f"callable:{qualified_name(thing)}")
+        # Static look-ups: asking an embedder for its dimension may make it encode something.
+        if all(getattr_static(thing, name, None) is not None for name in ("name", "dim")):
+            return cast(Embedder, thing)
+        return FunctionEmbedder(encode, name=f"callable:{qualified_name(thing)}", prompts=prompts)
+    if callable(thing):
+        return FunctionEmbedder(thing, prompts=prompts)
+    raise InvalidInput(
+        f"an embedder of type {type(thing).__name__}",
+        expected="a name, EmbedderSettings, a function from texts to vectors, or an object with encode",
+    )

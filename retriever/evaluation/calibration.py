@@ -17,17 +17,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexes.hybrid import Fusion, HybridIndex, Query
-from retriever.evaluation.metrics import best_overlap, output_tokens, precision
+from retriever.evaluation.metrics import TokenSet, best_overlap, output_tokens, precision
 from retriever.example import Example, Json
 from retriever.ranking.seeding import permutation
 
-Utility: TypeAlias = Callable[[frozenset[str], Sequence[frozenset[str]]], float]
+Utility: TypeAlias = Callable[[TokenSet, Sequence[TokenSet]], float]
 
 GRID = tuple(round(0.1 * step, 1) for step in range(11))
 SAMPLE = 500
 DEMONSTRATIONS = 8
 UNCALIBRATED = 0.5
 _BLOCK = 32
+
+
+@dataclass(frozen=True)
+class Objective:
+    """How a selection is judged without a language model.
+
+    Attributes:
+        name: `labels` or `outputs`.
+        tokens: From an example to what it is compared by.
+        utility: From the held-out example's tokens and those of the chosen ones to a number, more is better.
+    """
+
+    name: str
+    tokens: Callable[[Example], TokenSet]
+    utility: Utility
 
 
 @dataclass(frozen=True)
@@ -56,46 +71,67 @@ class Calibration:
         }
 
 
-def objective(examples: Sequence[Example]) -> tuple[str, list[frozenset[str]], Utility]:
-    """What examples are compared by: its name, the token set of each, and the utility of a selection.
-
-    Labels serve when at least two examples share one; else outputs, when at least two examples have one.
-    """
-    labels = [example.labels for example in examples]
-    counts = Counter(label for one in labels for label in one)
-    if any(count > 1 for count in counts.values()) and len(counts) > 1:
-        return "labels", labels, precision
-    outputs = [output_tokens(example.output_text) for example in examples]
-    if sum(map(bool, outputs)) > 1:
-        return "outputs", outputs, best_overlap
-    return "none", labels, precision
+def objective(sample: Sequence[Example]) -> Objective | None:
+    """What selections are judged by: labels when they repeat and differ, else outputs, else nothing."""
+    labels = Counter(label for example in sample for label in example.labels)
+    if len(labels) > 1 and max(labels.values()) > 1:
+        return Objective("labels", lambda example: example.labels, precision)
+    if sum(bool(output_tokens(example.output_text)) for example in sample) > 1:
+        return Objective("outputs", lambda example: output_tokens(example.output_text), best_overlap)
+    return None
 
 
 def calibrate(
-    index: HybridIndex, examples: Sequence[Example], queries: Callable[[int], Query], copies: NDArray[np.int64]
+    index: HybridIndex,
+    *,
+    examples: Callable[[Sequence[int]], Sequence[Example]],
+    queries: Callable[[Sequence[int]], Sequence[Query]],
+    copies: NDArray[np.int64],
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Calibration:
     """Chooses the weight.
 
     Args:
-        index: The index over the examples, row by row.
-        examples: The examples.
-        queries: From a row to its key as a query.
+        index: The index over the pool, none of it removed.
+        examples: From rows to their examples.
+        queries: From rows to their keys as queries.
         copies: For each row a number that it shares with the rows of the same key text, shape (rows,).
+        progress: Told how many of the sampled examples are done, and how many there are.
     """
-    name, tokens, utility = objective(examples)
-    rows = [int(row) for row in permutation(len(examples), 0, "", "calibration") if tokens[row]][:SAMPLE]
-    if name == "none" or len(rows) < 2:
+    rows = permutation(len(index), 0, "", "calibration")[:SAMPLE].tolist()
+    judged = objective(examples(rows))
+    if judged is None:
         return Calibration(UNCALIBRATED, "none")
+    tokens = _Tokens(examples, judged.tokens)
+    rows = [row for row, own in zip(rows, tokens(rows), strict=True) if own]
     gained = np.zeros((len(rows), len(GRID)))
     for start in range(0, len(rows), _BLOCK):
         block = rows[start : start + _BLOCK]
-        for i, (row, scores) in enumerate(zip(block, index.score([queries(row) for row in block]), strict=True)):
+        for i, (row, scores) in enumerate(zip(block, index.score(queries(block)), strict=True), start=start):
             others = scores.restricted(copies != copies[row])
+            [own] = tokens([row])
             for j, weight in enumerate(GRID):
                 hits = index.rank(others, DEMONSTRATIONS, Fusion(weight=weight))
-                gained[start + i, j] = utility(tokens[row], [tokens[hit] for hit in hits.rows])
+                gained[i, j] = judged.utility(own, tokens(hits.rows.tolist()))
+        progress(start + len(block), len(rows))
     means = gained.mean(axis=0)
-    return Calibration(_best_weight(means), name, len(rows), tuple(means.tolist()))
+    return Calibration(_best_weight(means), judged.name, len(rows), tuple(means.tolist()))
+
+
+class _Tokens:
+    """The token sets of rows, each worked out once."""
+
+    def __init__(
+        self, examples: Callable[[Sequence[int]], Sequence[Example]], tokens: Callable[[Example], TokenSet]
+    ) -> None:
+        self._examples = examples
+        self._tokens = tokens
+        self._known: dict[int, TokenSet] = {}
+
+    def __call__(self, rows: Sequence[int]) -> list[TokenSet]:
+        new = [row for row in rows if row not in self._known]
+        self._known.update(zip(new, map(self._tokens, self._examples(new)), strict=True))
+        return [self._known[row] for row in rows]
 
 
 def _best_weight(means: NDArray[np.float64]) -> float:

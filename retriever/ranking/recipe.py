@@ -176,6 +176,15 @@ class Budget:
     reserve: int = 0
     counter: str = "estimate"
 
+    def __post_init__(self) -> None:
+        _within("budget.tokens", self.tokens, 1, 100_000_000)
+        _within("budget.reserve", self.reserve, 0, 100_000_000)
+
+    @property
+    def limit(self) -> int | None:
+        """The most tokens that the prompt may have; None for no limit."""
+        return None if self.tokens is None else self.tokens - self.reserve
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -202,8 +211,6 @@ class Recipe:
         _within("retrieve.rrf_k", self.retrieve.rrf_k, 1, 1_000_000)
         _within("guard.threshold", self.guard.threshold, 0, 1)
         _within("select.k", self.select.k, 0, MAX_K)
-        _within("budget.tokens", self.budget.tokens, 0, 100_000_000)
-        _within("budget.reserve", self.budget.reserve, 0, 100_000_000)
 
     @classmethod
     def of(cls, source: Recipe | Mapping[str, Json] | str | Path | None) -> Recipe:

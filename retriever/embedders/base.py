@@ -1,0 +1,283 @@
+"""What an embedder is, what holds for its vectors, and how two embedders are told apart.
+
+Every vector that enters an index passes through `encode_checked`: it is the one place that enforces the contract, so
+that an embedder written by a user needs no defences of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retriever.errors import EmbedderError, InvalidInput, RetrieverError
+
+Vectors: TypeAlias = NDArray[np.float32]
+
+# Part of the index format: a fingerprint can only be compared with one made from the same sentences.
+_PROBES = (
+    "The train to the coast leaves at half past seven.",
+    "How do I change the address on my account?",
+    "def area(radius): return 3.14159 * radius ** 2",
+)
+_COMPONENTS = 32
+_STEPS = 16
+_BLOCK = 8192
+
+
+class Embedder(Protocol):
+    """Text to vectors.
+
+    Attributes:
+        name: Canonical name, such as `all-MiniLM-L6-v2`, `latent-semantic`, `openai:text-embedding-3-small` or
+            `callable:module.qualname`.
+        dim: Components of a vector.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+    @property
+    def dim(self) -> int: ...  # noqa: D102
+
+    def encode(self, texts: list[str]) -> Vectors:
+        """One row per text: (n, dim) float32, of unit length; a row without direction is all zero."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What is put before a text, verbatim, on each side.
+
+    Attributes:
+        query: Before a query.
+        example: Before the text of an example.
+    """
+
+    query: str = ""
+    example: str = ""
+
+
+def prompts_of(embedder: Embedder) -> Prompts:
+    """The prompts that an embedder asks for in its attribute `prompts`; none when it has no such attribute."""
+    prompts = getattr(embedder, "prompts", None)
+    return prompts if isinstance(prompts, Prompts) else Prompts()
+
+
+@dataclass(frozen=True)
+class EmbedderSettings:
+    """Which embedder, as data.
+
+    Attributes:
+        name: `auto`, `latent`, `openai:MODEL`, or the name or folder of a sentence-transformers model.
+        base_url: Where an `openai:` endpoint is, as scheme://host/path; None: the client's own default.
+        query_prompt: Put before queries; None: the model's own default.
+        example_prompt: Put before examples; None: the model's own default.
+        device: Where torch runs the model, such as `cpu` or `cuda:0`; None: the library chooses.
+        revision: Branch, tag or commit of a model on the Hugging Face Hub.
+        batch_size: Texts encoded at once; None: 32 for a local model, 256 for an endpoint.
+
+    Raises:
+        InvalidInput: The name is empty, the batch size is below 1, or the URL holds credentials or a query.
+    """
+
+    name: str = "auto"
+    base_url: str | None = None
+    query_prompt: str | None = None
+    example_prompt: str | None = None
+    device: str | None = None
+    revision: str | None = None
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name.strip():
+            raise InvalidInput("an empty embedder name", expected="'auto' or the name of a model")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise InvalidInput(f"batch_size {self.batch_size}", expected="at least 1")
+        if self.base_url is not None:
+            check_url(self.base_url)
+
+    def prompts(self, default: Prompts) -> Prompts:
+        """The given prompts, each falling back to the default of the model."""
+        return Prompts(
+            default.query if self.query_prompt is None else self.query_prompt,
+            default.example if self.example_prompt is None else self.example_prompt,
+        )
+
+
+def check_url(url: str) -> None:
+    """Refuse a URL that could carry a secret, since settings are printed and stored with the index.
+
+    Raises:
+        InvalidInput: It has no host, or has a user, a password, a query or a fragment. The message leaves those out.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise InvalidInput("a base_url that is no URL", expected="scheme://host/path") from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise InvalidInput("a base_url without http(s) scheme or host", expected="scheme://host/path")
+    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+        shown = f"{parts.scheme}://{host}{'' if port is None else f':{port}'}{parts.path}"
+        raise InvalidInput(
+            f"a base_url for {shown} with credentials, a query or a fragment",
+            expected="scheme://host/path alone",
+            fix="give the key in the environment variable OPENAI_API_KEY",
+        )
+
+
+def unit_rows(matrix: NDArray[np.generic]) -> Vectors:
+    """Rows scaled to unit length in float64, then rounded to float32; a zero row stays zero.
+
+    Args:
+        matrix: (n, dim), any real dtype, finite.
+    """
+    unit = np.empty(matrix.shape, dtype=np.float32)
+    for start in range(0, len(matrix), _BLOCK):
+        # The memory order decides the order of summation, hence the last bits: make it the same for every input.
+        block = np.ascontiguousarray(matrix[start : start + _BLOCK], dtype=np.float64)
+        # Scaling by the largest component first keeps the squares of very large and very small rows in range.
+        largest = np.abs(block).max(axis=1, keepdims=True)
+        block = block / np.where(largest > 0, largest, 1.0)
+        length = np.sqrt((block * block).sum(axis=1, keepdims=True))
+        unit[start : start + _BLOCK] = block / np.where(length > 0, length, 1.0)
+    return unit
+
+
+def as_vectors(raw: object, *, name: str, rows: int) -> Vectors:
+    """What an embedder returned, as unit rows.
+
+    Args:
+        raw: Anything numpy can turn into an array: nested lists, an array, a tensor in main memory.
+        name: Of the embedder, for the message.
+        rows: How many texts were given.
+
+    Raises:
+        EmbedderError: It is not a (rows, dim) matrix of finite real numbers with dim at least 1.
+    """
+    try:
+        array = np.asarray(raw)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise EmbedderError(
+            f"embedder {name} returned a {type(raw).__name__} that is no array: {first_line(error)}",
+            expected=f"an array of shape ({rows}, dim)",
+        ) from error
+    if array.ndim != 2 or array.shape[0] != rows or array.shape[1] == 0:
+        raise EmbedderError(
+            f"embedder {name} returned an array of shape {array.shape} for {rows} texts",
+            expected=f"shape ({rows}, dim): one row per text, in order",
+        )
+    if array.dtype.kind not in "fiu":
+        raise EmbedderError(
+            f"embedder {name} returned values of dtype {array.dtype}", expected="real numbers, float32 for choice"
+        )
+    finite = np.isfinite(array).all(axis=1)
+    if not finite.all():
+        raise EmbedderError(
+            f"embedder {name} returned NaN or infinity for {rows - int(finite.sum())} of {rows} texts, "
+            f"first for text {int(np.argmin(finite))}",
+            expected="finite numbers",
+        )
+    return unit_rows(array)
+
+
+def encode_checked(embedder: Embedder, texts: Sequence[str], *, prefix: str = "") -> Vectors:
+    """Encode texts with any embedder and enforce the contract.
+
+    A blank text (nothing but white space) gets a zero row and is not sent to the model. Equal texts are encoded once.
+    Lone surrogates, which no tokenizer and no wire format can carry, are sent as U+FFFD.
+
+    Args:
+        embedder: Any embedder.
+        texts: n texts.
+        prefix: Put before every text that is not blank: `prompts_of(embedder).query` or `.example`.
+
+    Returns:
+        (n, embedder.dim) float32; every row has unit length or is all zero.
+
+    Raises:
+        EmbedderError: The embedder raised, or returned something that is not a finite vector of `dim` numbers per text.
+    """
+    sent = [sendable(prefix + text) if text.strip() else None for text in texts]
+    place: dict[str, int] = {}
+    for text in sent:
+        if text is not None:
+            place.setdefault(text, len(place))
+    unique = list(place)
+    try:
+        # Encoding comes first: an embedder that has to try a text to know its dimension then knows it for free.
+        raw = embedder.encode(unique) if unique else None
+        dim = embedder.dim
+    except RetrieverError:
+        raise
+    except Exception as error:
+        raise EmbedderError(f"embedder {embedder.name} failed: {type(error).__name__}: {first_line(error)}") from error
+    vectors = np.zeros((len(sent), dim), dtype=np.float32)
+    if unique:
+        encoded = as_vectors(raw, name=embedder.name, rows=len(unique))
+        if encoded.shape[1] != dim:
+            raise EmbedderError(
+                f"embedder {embedder.name} returned vectors of dimension {encoded.shape[1]}",
+                expected=f"dimension {dim}",
+            )
+        rows = [row for row, text in enumerate(sent) if text is not None]
+        vectors[rows] = encoded[[place[text] for text in sent if text is not None]]
+    return vectors
+
+
+def fingerprint(embedder: Embedder) -> str:
+    """What identifies the vector space of an embedder, whatever it is called: `dim:hexadecimal digits`.
+
+    Three fixed sentences are encoded without prompts, and the first 32 components of each are rounded to steps of
+    1/16 of a typical component (1 / sqrt(dim)), one signed byte each.
+
+    It is not a hash on purpose. The same model run by another engine, on other hardware or in another release of a
+    library differs by about 1e-5 per component. However coarse the rounding, some component lies near an edge between
+    two steps and may fall on either side; a hash would then change completely, while these digits move by one, which
+    `same_space` allows. Vectors of two different models agree in all 96 components with a chance below 1e-100.
+
+    An embedder that knows no word of the three sentences gives zeros, which say nothing but the dimension.
+
+    Raises:
+        EmbedderError: See `encode_checked`.
+    """
+    vectors = encode_checked(embedder, _PROBES).astype(np.float64)[:, :_COMPONENTS]
+    steps = np.rint(vectors * np.sqrt(embedder.dim) * _STEPS)
+    return f"{embedder.dim}:{np.clip(steps, -127, 127).astype(np.int8).tobytes().hex()}"
+
+
+def same_space(a: str, b: str) -> bool:
+    """Whether two fingerprints are of the same model: equal dimension, every component within one step.
+
+    A text that is no fingerprint is the same as nothing but itself.
+    """
+    if a == b:
+        return True
+    (dim_a, _, digits_a), (dim_b, _, digits_b) = a.partition(":"), b.partition(":")
+    try:
+        steps_a, steps_b = (np.frombuffer(bytes.fromhex(digits), dtype=np.int8) for digits in (digits_a, digits_b))
+    except ValueError:
+        return False
+    if dim_a != dim_b or steps_a.shape != steps_b.shape or not steps_a.size:
+        return False
+    return bool((np.abs(steps_a.astype(np.int16) - steps_b) <= 1).all())
+
+
+def sendable(text: str) -> str:
+    """The text with lone surrogates replaced by U+FFFD, so that it can be encoded as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def first_line(error: BaseException, *, limit: int = 300) -> str:
+    """The first line of the message of an exception of another library, cut to a length."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return line if len(line) <= limit else line[: limit - 1] + "…"

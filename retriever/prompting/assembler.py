@@ -1,0 +1,300 @@
+"""From a query and its demonstrations to a prompt that fits a token budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+from typing import Literal, get_args
+
+from retriever.errors import DelimiterCollision, InvalidInput
+from retriever.example import Example
+from retriever.prompting.template import Template
+from retriever.prompting.text import Collisions, TextWriter
+from retriever.prompting.tokens import TokenCounter
+from retriever.ranking.recipe import Budget
+
+Form = Literal["messages", "text"]
+
+MESSAGE_TOKENS = 4
+"""What a message costs beside its content: OpenAI's chat format frames each with 3 tokens and names the role in 1."""
+
+REPLY_TOKENS = 3
+"""What starts the model's reply, once for each prompt in messages."""
+
+_NO_SLOTS: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A demonstration that is not in the prompt.
+
+    Attributes:
+        example_id: Which.
+        reason: Why.
+        tokens: What it would have added to the prompt.
+    """
+
+    example_id: str
+    reason: str
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt, as messages and as text, and what it was made from.
+
+    Attributes:
+        messages: The system message if there is one, a user and an assistant message for each demonstration, and the
+            query as a user message. Values of examples stand in them verbatim.
+        tokens: The length of the whole prompt in its `form`: for messages the tokens of every content, 4 for each
+            message and 3 for the reply; for text those of the whole text.
+        demonstrations: Those in the prompt, in its order.
+        skipped: Those left out, in the order in which they were given.
+        query: The query.
+        template: The template; exports name it by `template.name`.
+        slots: The caller's values.
+        counter: The name of the counter behind `tokens`.
+        form: Which form was fitted to the budget.
+        collisions: The policy of the text form.
+        zero_shot: Whether the template's zero-shot line was asked for.
+    """
+
+    messages: list[dict[str, str]]
+    tokens: int
+    demonstrations: tuple[Example, ...]
+    skipped: tuple[Skipped, ...]
+    query: Example
+    template: Template
+    slots: Mapping[str, str] = field(repr=False)
+    counter: str
+    form: Form
+    collisions: Collisions
+    zero_shot: bool
+
+    @property
+    def text(self) -> str:
+        """The same prompt for a model that completes text.
+
+        Raises:
+            DelimiterCollision: A value contains a delimiter of the text form, and the policy is to raise, or leaves no
+                other way. Only this property raises it when the prompt was made as messages.
+        """
+        return self._text[0]
+
+    @property
+    def text_dropped(self) -> tuple[Example, ...]:
+        """Demonstrations in the messages that `text` leaves out, under the policy `drop`."""
+        return self._text[1]
+
+    @cached_property
+    def _text(self) -> tuple[str, tuple[Example, ...]]:
+        writer = TextWriter(self.template, self.slots, self.collisions)
+        blocks: list[str] = []
+        dropped: list[Example] = []
+        for example in self.demonstrations:
+            try:
+                blocks.append(writer.demonstration(example))
+            except DelimiterCollision:
+                if self.collisions != "drop":
+                    raise
+                dropped.append(example)
+        query = writer.query(self.query, trigger=self.zero_shot and not blocks)
+        return writer.join(writer.system(), blocks, query), tuple(dropped)
+
+
+def assemble(
+    query: Example,
+    demonstrations: Sequence[Example],
+    *,
+    template: Template,
+    counter: TokenCounter,
+    priority: Sequence[int] | None = None,
+    slots: Mapping[str, str] = _NO_SLOTS,
+    budget: Budget = Budget(),
+    form: Form = "messages",
+    collisions: Collisions = "error",
+    zero_shot: bool = False,
+) -> Prompt:
+    """Builds the prompt of a query.
+
+    Under a budget, demonstrations are taken in the order of their priority; one that does not fit is skipped and the
+    next is tried. The result never exceeds the budget, and no skipped demonstration would still fit. System message,
+    query, the overhead of each message and the reserve are counted.
+
+    Args:
+        query: The query; its output is not read.
+        demonstrations: In the order in which they are to stand in the prompt.
+        template: How they are rendered.
+        counter: What counts the tokens.
+        priority: The rank of each demonstration for the budget, 0 being the most important; equal ranks are taken in
+            prompt order. None for prompt order.
+        slots: Values for the template's placeholders that no example has, by name. They are data, as examples are.
+        budget: The limit.
+        form: Which form the budget and `Prompt.tokens` are about.
+        collisions: What happens to data that contains a delimiter of the text form. For `form="text"` this is decided
+            here, before the budget; for messages only when `Prompt.text` is read.
+        zero_shot: Whether the template's `zero_shot` line ends the query's turn when there is no demonstration.
+
+    Raises:
+        TemplateError: A placeholder without a value, or a slot without a placeholder.
+        DelimiterCollision: Only for `form="text"`; see `Collisions`.
+        InvalidInput: The prompt does not fit even without demonstrations; an argument that cannot be used.
+    """
+    _check(demonstrations, priority, template, form, collisions, zero_shot)
+    slots = dict(slots)
+    template.check_slots(slots)
+    plan_of = _messages_plan if form == "messages" else _text_plan
+    plan = plan_of(query, demonstrations, TextWriter(template, slots, collisions), counter, zero_shot)
+    ranks = range(len(demonstrations)) if priority is None else priority
+    order = sorted(plan.usable, key=lambda i: (ranks[i], i))
+    limit = budget.limit
+    chosen = set(order) if limit is None else _fit(order, plan, limit)
+    tokens = plan.tokens(chosen)
+    if limit is not None and tokens > limit:
+        raise InvalidInput(
+            f"the prompt has {tokens} tokens without any demonstration, and {budget.reserve} are kept for the answer",
+            expected=f"at most {budget.tokens} together",
+            fix=f"raise the budget to {tokens + budget.reserve}, or reserve less",
+        )
+    skipped = _skipped(demonstrations, plan, chosen, limit)
+    kept = tuple(example for i, example in enumerate(demonstrations) if i in chosen)
+    messages = _messages(query, kept, template, slots, trigger=zero_shot and not kept)
+    return Prompt(messages, tokens, kept, skipped, query, template, slots, counter.name, form, collisions, zero_shot)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the budget needs to know, by position among the demonstrations.
+
+    Attributes:
+        costs: The tokens each demonstration adds; of text an approximation, for tokens may join across blocks.
+        base: The tokens of the rest, beside at least one demonstration.
+        tokens: The exact length of the prompt with a set of them.
+        refused: Those that cannot be used, and why.
+    """
+
+    costs: list[int]
+    base: int
+    tokens: Callable[[set[int]], int]
+    refused: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def usable(self) -> list[int]:
+        return [i for i in range(len(self.costs)) if i not in self.refused]
+
+
+def _messages_plan(
+    query: Example, demonstrations: Sequence[Example], writer: TextWriter, counter: TokenCounter, zero_shot: bool
+) -> _Plan:
+    def cost(messages: Sequence[dict[str, str]]) -> int:
+        return sum(counter.count(message["content"]) + MESSAGE_TOKENS for message in messages)
+
+    template, slots = writer.template, writer.slots
+    costs = [cost(_pair(example, template, slots)) for example in demonstrations]
+    base = cost(_messages(query, (), template, slots, trigger=False)) + REPLY_TOKENS
+    alone = cost(_messages(query, (), template, slots, trigger=zero_shot)) + REPLY_TOKENS
+    return _Plan(costs, base, lambda chosen: base + sum(costs[i] for i in chosen) if chosen else alone)
+
+
+def _text_plan(
+    query: Example, demonstrations: Sequence[Example], writer: TextWriter, counter: TokenCounter, zero_shot: bool
+) -> _Plan:
+    separator = writer.template.separator
+    blocks: dict[int, str] = {}
+    refused: dict[int, str] = {}
+    costs: list[int] = []
+    for i, example in enumerate(demonstrations):
+        try:
+            block = blocks[i] = writer.demonstration(example)
+        except DelimiterCollision as collision:
+            if writer.collisions != "drop":
+                raise
+            refused[i] = f"contains the delimiter {collision.delimiter!r}"
+            block = "".join(writer.template.fill(name, example, writer.slots) for name in ("text_input", "text_output"))
+        costs.append(counter.count(block + separator))
+    system = writer.system()
+    with_any, alone = (writer.query(query, trigger=trigger) for trigger in (False, zero_shot))
+
+    def tokens(chosen: set[int]) -> int:
+        return counter.count(writer.join(system, [blocks[i] for i in sorted(chosen)], with_any if chosen else alone))
+
+    return _Plan(costs, counter.count(writer.join(system, [], with_any)), tokens, refused)
+
+
+def _fit(order: Sequence[int], plan: _Plan, limit: int) -> set[int]:
+    """The demonstrations that fit: greedy by importance, then corrected with exact lengths until none can be added."""
+    used = plan.base
+    chosen: list[int] = []
+    for i in order:
+        if used + plan.costs[i] <= limit:
+            used += plan.costs[i]
+            chosen.append(i)
+    while chosen and plan.tokens(set(chosen)) > limit:
+        chosen.pop()
+    fitting = set(chosen)
+    grew = True
+    while grew:
+        grew = False
+        for i in order:
+            if i not in fitting and plan.tokens(fitting | {i}) <= limit:
+                fitting.add(i)
+                grew = True
+    return fitting
+
+
+def _skipped(
+    demonstrations: Sequence[Example], plan: _Plan, chosen: set[int], limit: int | None
+) -> tuple[Skipped, ...]:
+    tokens = plan.tokens(chosen)
+    skipped: list[Skipped] = []
+    for i, example in enumerate(demonstrations):
+        if i in plan.refused:
+            skipped.append(Skipped(example.id, plan.refused[i], plan.costs[i]))
+        elif i not in chosen and limit is not None:
+            added = plan.tokens(chosen | {i}) - tokens
+            skipped.append(Skipped(example.id, f"needs {added} tokens where {limit - tokens} are left", added))
+    return tuple(skipped)
+
+
+def _pair(example: Example, template: Template, slots: Mapping[str, str]) -> list[dict[str, str]]:
+    return [
+        {"role": "user", "content": template.fill("input", example, slots)},
+        {"role": "assistant", "content": template.fill("output", example, slots)},
+    ]
+
+
+def _messages(
+    query: Example, demonstrations: Sequence[Example], template: Template, slots: Mapping[str, str], *, trigger: bool
+) -> list[dict[str, str]]:
+    messages: list[dict[str, str]] = []
+    if system := template.fill("system", None, slots):
+        messages.append({"role": "system", "content": system})
+    for example in demonstrations:
+        messages += _pair(example, template, slots)
+    asked = template.fill("input", query, slots)
+    messages.append({"role": "user", "content": f"{asked}\n\n{template.zero_shot}" if trigger else asked})
+    return messages
+
+
+def _check(
+    demonstrations: Sequence[Example],
+    priority: Sequence[int] | None,
+    template: Template,
+    form: str,
+    collisions: str,
+    zero_shot: bool,
+) -> None:
+    if priority is not None and len(priority) != len(demonstrations):
+        raise InvalidInput(
+            f"{len(priority)} priorities for {len(demonstrations)} demonstrations", expected="one for each"
+        )
+    for name, value, allowed in (("form", form, get_args(Form)), ("collisions", collisions, get_args(Collisions))):
+        if value not in allowed:
+            raise InvalidInput(f"{name}={value!r}", expected=f"one of {list(allowed)}")
+    if zero_shot and not template.zero_shot:
+        raise InvalidInput(
+            f"zero_shot=True with template {template.name!r}, which has no zero-shot line",
+            fix="add one to the template",
+        )
