@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeAlias
@@ -18,8 +18,14 @@ from indexes.files import Buffer
 from indexes.generation import Generation, npy
 from indexes.hybrid import HybridIndex, Query
 from indexes.lexical import BM25Index, Postings, RankBM25Index
-from retriever.embedders import Embedder, encode_checked, fingerprint, prompts_of
-from retriever.embedders.latent_semantic import LatentSemanticEmbedder
+from retriever.embedders import (
+    Embedder,
+    EmbedderSettings,
+    LatentSemanticEmbedder,
+    encode_checked,
+    fingerprint,
+    prompts_of,
+)
 from retriever.evaluation.calibration import Calibration, calibrate
 from retriever.keys import Key
 from retriever.pool import Pool
@@ -29,6 +35,7 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
 
 _ENCODE_BLOCK = 2048
+_EMBEDDER_FILE = "embedder_"
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,11 @@ class Texts:
 
 
 def embed(
-    embedder: Embedder, texts: Sequence[str], *, known: Mapping[str, NDArray[np.float32]], progress: Progress
+    embedder: Callable[[], Embedder],
+    texts: Sequence[str],
+    *,
+    known: Mapping[str, NDArray[np.float32]],
+    progress: Progress,
 ) -> NDArray[np.float32]:
     """The vectors of distinct texts; those that are known already are not embedded again.
 
@@ -70,20 +81,19 @@ def embed(
     Returns:
         float32, shape (texts, dim).
     """
-    prefix = prompts_of(embedder).example
     new = sorted((i for i, text in enumerate(texts) if text not in known), key=lambda i: len(texts[i]))
-    vectors: NDArray[np.float32] | None = None
-    for start in range(0, max(1, len(new)), _ENCODE_BLOCK):
-        block = new[start : start + _ENCODE_BLOCK]
-        encoded = encode_checked(embedder, [texts[i] for i in block], prefix=prefix)
-        if vectors is None:
-            vectors = np.empty((len(texts), encoded.shape[1]), dtype=np.float32)
-        vectors[block] = encoded
+    encoded: list[NDArray[np.float32]] = []
+    for start in range(0, len(new), _ENCODE_BLOCK):
+        block = [texts[i] for i in new[start : start + _ENCODE_BLOCK]]
+        encoded.append(encode_checked(embedder(), block, prefix=prompts_of(embedder()).example))
         progress("embedding", start + len(block), len(new))
-    assert vectors is not None
+    dim = len(next(iter(known.values()))) if known else embedder().dim
+    vectors = np.empty((len(texts), dim), dtype=np.float32)
     for i, text in enumerate(texts):
         if text in known:
             vectors[i] = known[text]
+    if new:
+        vectors[new] = np.concatenate(encoded)
     return vectors
 
 
@@ -93,8 +103,8 @@ def publish(
     revision: int,
     *,
     settings: IndexSettings,
-    embedder: Embedder,
-    stored_embedder: Mapping[str, object],
+    embedder: Callable[[], Embedder],
+    about_embedder: AboutEmbedder,
     weight: float | Calibration | None,
     known: Mapping[str, NDArray[np.float32]],
     progress: Progress,
@@ -106,8 +116,8 @@ def publish(
         pool: The pool.
         revision: Which of its revisions.
         settings: How examples are indexed.
-        embedder: What embeds them.
-        stored_embedder: What the manifest says of the embedder; see `describe_embedder`.
+        embedder: Gives what embeds them; not called when nothing needs it.
+        about_embedder: What is stored of the embedder.
         weight: The fusion weight; None calibrates it.
         known: Vectors of key texts that need not be embedded.
         progress: Told how far the work is.
@@ -126,13 +136,12 @@ def publish(
     if settings.ann is not None:
         progress("building the FAISS index", 0, 1)
         content["ann.faiss"] = [AnnIndex.build(settings.ann, segment.vectors).to_bytes()]
-    if isinstance(embedder, LatentSemanticEmbedder):
-        content |= {f"embedder_{name}.npy": npy(np.asarray(array)) for name, array in embedder.state().items()}
+    content |= about_embedder.files
     about: dict[str, object] = {
         "created_by": f"demonstration-retriever {version('demonstration-retriever')}",
         "pool": {"revision": revision, "rows": len(texts), "texts": len(texts.texts)},
         "settings": settings.to_dict(),
-        "embedder": dict(stored_embedder),
+        "embedder": dict(about_embedder.manifest),
         "fusion": calibration.to_dict(),
     }
     return generations.publish(root, content, about)
@@ -143,7 +152,7 @@ def _weight(
     index: HybridIndex,
     pool: Pool,
     texts: Texts,
-    embedder: Embedder,
+    embedder: Callable[[], Embedder],
     terms: list[list[str]],
     progress: Progress,
 ) -> Calibration:
@@ -152,14 +161,14 @@ def _weight(
         return weight
     if weight is not None:
         return Calibration(weight, "given")
-    prompts = prompts_of(embedder)
+    prompts = prompts_of(embedder())
 
     def queries(rows: Sequence[int]) -> list[Query]:
         numbers = texts.number[np.asarray(rows, dtype=np.int64)].tolist()
         if prompts.query == prompts.example:
             vectors = index.dense.vectors(np.asarray(rows, dtype=np.int64))
         else:
-            vectors = encode_checked(embedder, [texts.texts[i] for i in numbers], prefix=prompts.query)
+            vectors = encode_checked(embedder(), [texts.texts[i] for i in numbers], prefix=prompts.query)
         return [Query(vector, tuple(terms[i])) for vector, i in zip(vectors, numbers, strict=True)]
 
     return calibrate(
@@ -185,19 +194,38 @@ def _content(texts: Texts, segment: Segment, postings: Postings) -> dict[str, Se
     return {f"{name}.npy": npy(array) for name, array in arrays.items()}
 
 
-def describe_embedder(embedder: Embedder, settings: Mapping[str, object] | None) -> dict[str, object]:
-    """What the manifest says of an embedder: enough to load it again, and to refuse another one.
+@dataclass(frozen=True)
+class AboutEmbedder:
+    """What a generation stores of its embedder: enough to load it again, and to refuse another one.
 
-    Args:
-        embedder: The embedder.
-        settings: The settings it was loaded from; None for an object of the caller's, who must bring it again.
+    Attributes:
+        manifest: Name, dimension, fingerprint, prompts, and the settings it was loaded from; the settings are None for
+            an object of the caller's, who must bring it again.
+        files: What an embedder that was fitted on the pool has learned, by file name.
     """
-    prompts = prompts_of(embedder)
-    mark = fingerprint(embedder)
-    return {
-        "name": embedder.name,
-        "dim": embedder.dim,
-        "fingerprint": mark,
-        "prompts": {"query": prompts.query, "example": prompts.example},
-        "settings": None if settings is None else dict(settings),
-    }
+
+    manifest: Mapping[str, object]
+    files: Mapping[str, Sequence[Buffer]]
+
+    @classmethod
+    def of(cls, embedder: Embedder, settings: EmbedderSettings | None) -> AboutEmbedder:
+        """For an embedder that was just loaded from these settings."""
+        manifest = {
+            "name": embedder.name,
+            "fingerprint": fingerprint(embedder),
+            "dim": embedder.dim,
+            "prompts": asdict(prompts_of(embedder)),
+            "settings": None if settings is None else asdict(settings),
+        }
+        state = embedder.state() if isinstance(embedder, LatentSemanticEmbedder) else {}
+        return cls(manifest, {f"{_EMBEDDER_FILE}{name}.npy": npy(array) for name, array in state.items()})
+
+    @classmethod
+    def from_generation(cls, generation: Generation) -> AboutEmbedder:
+        """As a generation stores it."""
+        manifest = generation.manifest["embedder"]
+        assert isinstance(manifest, dict)
+        return cls(
+            manifest,
+            {name: [buffer] for name, buffer in generation.buffers.items() if name.startswith(_EMBEDDER_FILE)},
+        )

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from indexes.analyzers import Analyzer, analyzer
 from indexes.dense import AnnIndex, DenseIndex, Segment, check_vectors
 from indexes.generation import Generation
-from indexes.hybrid import HybridIndex, Query
+from indexes.hybrid import HybridIndex
 from indexes.lexical import BM25Index, Postings, RankBM25Index, check_postings
 from indexes.vocabulary import Vocabulary
 from retriever.errors import IndexCorrupt, InvalidInput
+from retriever.evaluation.calibration import Calibration
 from retriever.example import Example
 from retriever.keys import Key
 from retriever.pool import Changes, Pool
@@ -83,13 +84,18 @@ class Base:
         return base
 
 
+def pool_revision(generation: Generation) -> int:
+    """The revision of the pool that a generation was derived from."""
+    pool = generation.manifest["pool"]
+    if not isinstance(pool, dict) or not isinstance(pool.get("revision"), int):
+        raise IndexCorrupt(generation.path, "names no revision of the pool", fix="build it again")
+    return int(pool["revision"])
+
+
 def _parse(generation: Generation) -> Base:
     manifest = generation.manifest
     settings = IndexSettings.from_manifest(manifest["settings"])
     ann = generation.buffers.get("ann.faiss")
-    fusion, pool = manifest["fusion"], manifest["pool"]
-    assert isinstance(fusion, dict)
-    assert isinstance(pool, dict)
     return Base(
         generation,
         settings,
@@ -103,8 +109,8 @@ def _parse(generation: Generation) -> Base:
             generation.array("lengths", np.int32),
         ),
         None if ann is None or settings.ann is None else AnnIndex.from_bytes(settings.ann, ann),
-        int(pool["revision"]),
-        float(fusion["weight"]),
+        pool_revision(generation),
+        Calibration.from_dict(manifest["fusion"]).weight,
     )
 
 
@@ -252,7 +258,3 @@ class Snapshot:
     def examples(self, places: Sequence[int] | Rows) -> list[Example]:
         """The examples of rows of the index, in their order."""
         return self.pool.fetch(self.rows[np.asarray(places, dtype=np.int64)].tolist())
-
-    def query(self, vector: NDArray[np.float32], text: str) -> Query:
-        """A query in the form the index takes."""
-        return Query(vector, tuple(self.analyze(text)))

@@ -18,7 +18,7 @@ from indexes.analyzers import analyzer
 from retriever.embedders.base import Prompts, Vectors, sendable, unit_rows
 from retriever.errors import EmbedderError
 
-State: TypeAlias = dict[str, "NDArray[np.generic] | bytes"]
+State: TypeAlias = dict[str, NDArray[np.generic]]
 
 # A direction that carries less than this share of the strongest one is rounding noise, different on every machine.
 _NOISE = 1e-6
@@ -103,22 +103,22 @@ class LatentSemanticEmbedder:
         return unit_rows(projected)
 
     def state(self) -> State:
-        """What was learned, as plain arrays and bytes.
+        """What was learned, as plain arrays.
 
         Returns:
-            `vocabulary`: the terms in UTF-8, one after the other; `offsets`: (terms + 1,) int64, where each begins
-            and the last ends; `idf`: (terms,) float64; `components`: (dim, terms) float32.
+            `vocabulary`: the terms in UTF-8, one after the other, uint8; `offsets`: (terms + 1,) int64, where each
+            begins and the last ends; `idf`: (terms,) float64; `components`: (dim, terms) float32.
         """
         encoded = [term.encode() for term in self._vocabulary]
         return {
-            "vocabulary": b"".join(encoded),
+            "vocabulary": np.frombuffer(b"".join(encoded), dtype=np.uint8),
             "offsets": np.cumsum([0, *(len(term) for term in encoded)], dtype=np.int64),
             "idf": self._idf.copy(),
             "components": np.ascontiguousarray(self._term_vectors.T),
         }
 
     @classmethod
-    def from_state(cls, state: Mapping[str, NDArray[np.generic] | bytes]) -> LatentSemanticEmbedder:
+    def from_state(cls, state: Mapping[str, NDArray[np.generic]]) -> LatentSemanticEmbedder:
         """The embedder that `state` was taken from; it gives the same bytes.
 
         Raises:
@@ -127,7 +127,7 @@ class LatentSemanticEmbedder:
         missing = {"vocabulary", "offsets", "idf", "components"} - state.keys()
         if missing:
             raise EmbedderError(f"a latent-semantic state without {', '.join(sorted(missing))}", fix="build again")
-        blob = bytes(state["vocabulary"])
+        blob = state["vocabulary"].tobytes()
         offsets = np.asarray(state["offsets"], dtype=np.int64)
         idf = np.asarray(state["idf"], dtype=np.float64)
         components = np.asarray(state["components"], dtype=np.float32)

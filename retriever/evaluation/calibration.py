@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from indexes.hybrid import Fusion, HybridIndex, Query
+from retriever.errors import InvalidInput
 from retriever.evaluation.metrics import TokenSet, best_overlap, output_tokens, precision
 from retriever.example import Example, Json
 from retriever.ranking.seeding import permutation
@@ -63,12 +64,18 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Json]:
         """For the manifest."""
-        return {
-            "weight": self.weight,
-            "objective": self.objective,
-            "sample": self.sample,
-            "utilities": [round(utility, 6) for utility in self.utilities],
-        }
+        return {**asdict(self), "utilities": list(self.utilities)}
+
+    @classmethod
+    def from_dict(cls, stored: object) -> Calibration:
+        """From what `to_dict` gave.
+
+        Raises:
+            InvalidInput: It is not that.
+        """
+        if not isinstance(stored, dict) or set(stored) != {f.name for f in fields(cls)}:
+            raise InvalidInput(f"a stored calibration {stored!r}", expected="weight, objective, sample and utilities")
+        return cls(**{**stored, "utilities": tuple(stored["utilities"])})
 
 
 def objective(sample: Sequence[Example]) -> Objective | None:
@@ -115,7 +122,7 @@ def calibrate(
                 gained[i, j] = judged.utility(own, tokens(hits.rows.tolist()))
         progress(start + len(block), len(rows))
     means = gained.mean(axis=0)
-    return Calibration(_best_weight(means), judged.name, len(rows), tuple(means.tolist()))
+    return Calibration(_best_weight(means), judged.name, len(rows), tuple(np.round(means, 6).tolist()))
 
 
 class _Tokens:

@@ -66,6 +66,12 @@ class Template:
             for name in self._names(field_name):
                 self._check_place(field_name, name)
 
+    @property
+    def slots(self) -> frozenset[str]:
+        """The placeholders that no example has a value for: the caller gives them."""
+        names = (name for field_name in ("system", *_TURNS) for name in self._names(field_name))
+        return frozenset(name for name in names if name.split(".")[0] not in _EXAMPLE_FIELDS)
+
     def check_slots(self, slots: Mapping[str, str]) -> None:
         """Checks that every placeholder has a source and every slot a placeholder.
 

@@ -33,13 +33,11 @@ class Ranked:
         hits: The rows and their scores.
         fixed: How many of the first rows the recipe named.
         blocked: What the guard left out, by row, with the reason.
-        mode: What decided the order: `hybrid`, `dense`, `lexical`, or `none` when both channels were silent.
     """
 
     hits: Hits
     fixed: int
     blocked: dict[int, str]
-    mode: str
 
 
 def rank(
@@ -49,7 +47,7 @@ def rank(
     *,
     fusion: Fusion,
     fixed: Rows,
-    check: Check,
+    check: Check | None,
     query_id: str,
 ) -> Ranked:
     """Chooses up to k rows for one query.
@@ -75,8 +73,7 @@ def rank(
     hits = index.describe(guarded.scores, found, fusion)
     chosen = strategy.pick(Candidates(hits.rows, hits.fused), rest)
     rows = np.concatenate([leading, found[chosen]])
-    mode = guarded.scores.mode(fusion)
-    return Ranked(index.describe(guarded.scores, rows, fusion), len(leading), guarded.blocked, mode)
+    return Ranked(index.describe(guarded.scores, rows, fusion), len(leading), guarded.blocked)
 
 
 class _Guarded:

@@ -1,0 +1,91 @@
+"""Filters over a snapshot: from conditions on examples to masks over rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retriever.errors import InvalidInput
+from retriever.example import Example, Json
+from retriever.ranking.recipe import Filter, Where
+from retriever.ranking.where import predicate
+from retriever.snapshot import Snapshot
+
+Mask: TypeAlias = NDArray[np.bool_]
+
+_KEPT = 64
+
+
+class Filters:
+    """Works out which rows a query may be answered from.
+
+    The first use of a condition reads every example; its mask is then kept for as long as the snapshot lives.
+
+    Args:
+        snapshot: The view of the pool.
+    """
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._masks: dict[str, Mask] = {}
+        self._rows_by_value: dict[str, dict[str, list[int]]] = {}
+
+    def eligible(self, query: Example, settings: Filter, excluded: list[int]) -> Mask | None:
+        """The rows that may be chosen, bool, shape (rows,); None when all may.
+
+        Args:
+            query: Whose values `match` asks for.
+            settings: The conditions.
+            excluded: Rows that must not be chosen whatever the conditions say.
+
+        Raises:
+            InvalidInput: The query has no value for a field to match, or the expression is wrong.
+        """
+        masks = [] if settings.where is None else [self._where(settings.where)]
+        masks += [self._matching(field, query) for field in settings.match]
+        if not masks and not excluded:
+            return None
+        mask = np.logical_and.reduce(masks) if masks else np.ones(len(self._snapshot.rows), dtype=np.bool_)
+        mask[excluded] = False
+        return mask
+
+    def _where(self, where: Where) -> Mask:
+        name = json.dumps(where, sort_keys=True)
+        if name not in self._masks:
+            assert where is not None
+            test = predicate(where)
+            mask = np.zeros(len(self._snapshot.rows), dtype=np.bool_)
+            mask[[place for place, example in self._examples() if test(example)]] = True
+            if len(self._masks) >= _KEPT:
+                self._masks.clear()
+            self._masks[name] = mask
+        return self._masks[name]
+
+    def _matching(self, field: str, query: Example) -> Mask:
+        wanted = query.value(field)
+        if wanted is None:
+            raise InvalidInput(f"query {query.id!r} has no {field!r} to match", expected="a value for it in the query")
+        if field not in self._rows_by_value:
+            rows: dict[str, list[int]] = {}
+            for place, example in self._examples():
+                rows.setdefault(_canonical(example.value(field)), []).append(place)
+            self._rows_by_value[field] = rows
+        mask = np.zeros(len(self._snapshot.rows), dtype=np.bool_)
+        mask[self._rows_by_value[field].get(_canonical(wanted), [])] = True
+        return mask
+
+    def _examples(self) -> Iterator[tuple[int, Example]]:
+        """The rows that are not removed, with their examples."""
+        places = np.arange(len(self._snapshot.rows))
+        if self._snapshot.alive is not None:
+            places = places[self._snapshot.alive]
+        stored = self._snapshot.pool.examples(self._snapshot.revision)
+        return ((int(place), pool_row.example) for place, pool_row in zip(places, stored, strict=True))
+
+
+def _canonical(value: Json) -> str:
+    return json.dumps(value, sort_keys=True)
