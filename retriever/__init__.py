@@ -1,9 +1,9 @@
 """Demonstration selection for in-context learning: from a pool of worked examples to a prompt.
 
-    from retriever import Retriever
+from retriever import Retriever
 
-    with Retriever.build("tickets.jsonl", "tickets.index", input="text", output="intent") as r:
-        prompt = r.prompt("my card still has not arrived", k=8)
+with Retriever.build("tickets.jsonl", "tickets.index", input="text", output="intent") as r:
+prompt = r.prompt("my card still has not arrived", k=8)
 """
 
 from retriever.embedders import Embedder, EmbedderSettings

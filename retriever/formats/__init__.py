@@ -22,8 +22,9 @@ are an empty CSV field and, in a pandas data frame, NaN, NaT and NA; elsewhere N
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from retriever.errors import BadRows, InvalidInput
 from retriever.example import Example
@@ -127,8 +128,8 @@ def read_examples(
     data in memory are held whole.
 
     Args:
-        source: A path; `-` for standard input; an iterable of mappings or examples; a data frame of pandas, polars or
-            pyarrow. An `Example` passes through as it is.
+        source: A path, or a list of `Path`s; `-` for standard input; an iterable of mappings or examples; a data frame
+            of pandas, polars or pyarrow. An `Example` passes through as it is.
         fields: Where the attributes are in a row.
         format: One of jsonl, json, csv, tsv, parquet, sqlite; None tells it from the suffix, and takes jsonl for
             standard input.
@@ -145,8 +146,8 @@ def read_examples(
         InvalidInput: The source cannot be read as a whole, or an option does not suit it.
         MissingDependency: Parquet without pyarrow.
     """
-    rows = open_rows(source, format=format, table=table, encoding=encoding, limits=limits)
-    return _mapped(rows, RowMapper(fields, limits, queries=False), usable, on_bad)
+    opened = [open_rows(one, format=format, table=table, encoding=encoding, limits=limits) for one in _parts(source)]
+    return _mapped(opened, RowMapper(fields, limits, queries=False), usable, on_bad)
 
 
 def read_queries(
@@ -179,29 +180,44 @@ def read_queries(
         InvalidInput: The source cannot be read as a whole, or an option does not suit it.
         MissingDependency: Parquet without pyarrow.
     """
-    rows = open_rows(source, format=format, table=table, encoding=encoding, limits=limits)
-    return _mapped(rows, RowMapper(fields, limits, queries=True), usable, on_bad)
+    opened = [open_rows(one, format=format, table=table, encoding=encoding, limits=limits) for one in _parts(source)]
+    return _mapped(opened, RowMapper(fields, limits, queries=True), usable, on_bad)
+
+
+def _parts(source: Source) -> Sequence[Source]:
+    """The files of a list of paths; any other source is one part."""
+    if isinstance(source, list | tuple) and source and all(isinstance(one, Path) for one in source):
+        return source
+    return [source]
 
 
 def _mapped(
-    source: Rows, mapper: RowMapper, usable: Callable[[Example], object], on_bad: Callable[[BadRow], None]
+    sources: Sequence[Rows],
+    mapper: RowMapper,
+    usable: Callable[[Example], object],
+    on_bad: Callable[[BadRow], None],
 ) -> Iterator[Example]:
-    first_lines: dict[str, int] = {}
+    first_places: dict[str, tuple[str, int]] = {}
     repeats: Counter[str] = Counter()
-    for row in source.rows:
-        try:
-            mapped = mapper.map(row.value)
-            example = mapped.example
-            if mapper.queries and not mapped.id_given:
-                repeats[example.id] += 1
-                times = repeats[example.id]
-                example = example if times == 1 else replace(example, id=f"{example.id}-{times}")
-            first = first_lines.setdefault(example.id, row.line)
-            if first != row.line:
-                given = f"duplicate id {short(example.id)}, first at line {first}"
-                raise RowError(given if mapped.id_given else f"same content as line {first}")
-            usable(example)
-        except (RowError, InvalidInput) as error:
-            on_bad(BadRow(source.name, row.line, str(error)))
-        else:
-            yield example
+    for source in sources:
+        for row in source.rows:
+            try:
+                mapped = mapper.map(row.value)
+                example = mapped.example
+                if mapper.queries and not mapped.id_given:
+                    repeats[example.id] += 1
+                    times = repeats[example.id]
+                    example = example if times == 1 else replace(example, id=f"{example.id}-{times}")
+                first = first_places.setdefault(example.id, (source.name, row.line))
+                if first != (source.name, row.line):
+                    raise RowError(_repeated(example.id, first, source.name, given=mapped.id_given))
+                usable(example)
+            except (RowError, InvalidInput) as error:
+                on_bad(BadRow(source.name, row.line, str(error)))
+            else:
+                yield example
+
+
+def _repeated(identity: str, first: tuple[str, int], here: str, *, given: bool) -> str:
+    place = f"line {first[1]}" if first[0] == here else f"{first[0]}:{first[1]}"
+    return f"duplicate id {short(identity)}, first at {place}" if given else f"same content as {place}"

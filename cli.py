@@ -1,0 +1,742 @@
+"""The command line: verbs, options, printing. What they do is in `retriever`."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import sys
+import time
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from retriever import BadRow, Retriever, Selection
+    from retriever.example import Json
+    from retriever.ranking.recipe import Options
+
+Result = TypeVar("Result")
+
+app = typer.Typer(
+    name="retriever",
+    help="Find the worked examples that help a language model most, and put them into the prompt.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Data goes to standard output, everything else to standard error. JSON when piped or with --json.",
+    rich_markup_mode=None,
+)
+_state = {"debug": False}
+
+
+# Output
+
+
+def _note(line: str) -> None:
+    typer.echo(f"note: {printable(line)}", err=True)
+
+
+def printable(text: str, *, width: int | None = None) -> str:
+    """Text that a terminal shows as it is: control, formatting and bidirectional characters become escapes.
+
+    Args:
+        text: Any text, such as from a pool.
+        width: How many characters to keep; None for all.
+    """
+    shown = "".join(c if unicodedata.category(c)[0] != "C" else c.encode("unicode_escape").decode() for c in text)
+    return shown if width is None or len(shown) <= width else f"{shown[: width - 1]}…"
+
+
+def _printable_lines(text: str) -> str:
+    return "\n".join(printable(line) for line in text.split("\n"))
+
+
+def _emit(value: object) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
+
+
+def _wants_json(flag: bool) -> bool:
+    return flag or not sys.stdout.isatty()
+
+
+def _table(rows: Sequence[Mapping[str, str]]) -> None:
+    """Columns as wide as their content; the last one gets what is left of the line."""
+    import shutil
+
+    if not rows:
+        return
+    names = list(rows[0])
+    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in names}
+    room = shutil.get_terminal_size().columns - sum(widths[name] + 2 for name in names[:-1])
+    typer.echo("  ".join(name.ljust(widths[name]) for name in names).rstrip())
+    for row in rows:
+        cells = [row[name].ljust(widths[name]) for name in names[:-1]]
+        typer.echo("  ".join([*cells, printable(row[names[-1]], width=max(20, room))]).rstrip())
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar with rate and time left, on a terminal, for work of more than a second; silent in a pipe."""
+    if not sys.stderr.isatty():
+        yield lambda stage, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:,.0f}/s" if task.speed else "")
+
+    bar = Progress(
+        "{task.description}",
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        "left",
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    started = time.monotonic()
+    tasks: dict[str, object] = {}
+
+    def show(stage: str, done: int, total: int) -> None:
+        if time.monotonic() - started < 1.0:
+            return
+        bar.start()
+        if stage not in tasks:
+            tasks[stage] = bar.add_task(stage, total=total or None)
+        bar.update(tasks[stage], completed=done, total=total or None)  # type: ignore[arg-type]
+
+    try:
+        yield show
+    finally:
+        bar.stop()
+
+
+# Errors
+
+
+def _reported(command: Callable[..., Result]) -> Callable[..., Result]:
+    """The command with its errors in one line and as exit codes; a traceback only with --debug."""
+
+    @functools.wraps(command)
+    def run(*args: object, **kwargs: object) -> Result:
+        from retriever.errors import RetrieverError
+
+        try:
+            return command(*args, **kwargs)
+        except KeyboardInterrupt:
+            typer.echo("interrupted; nothing half-done was left", err=True)
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            # The reader of our output has gone; Python must not complain about it while it exits.
+            sys.stdout = open("/dev/null", "w", encoding="utf-8")  # noqa: PTH123, SIM115
+            raise typer.Exit(0) from None
+        except (RetrieverError, OSError) as error:
+            if _state["debug"]:
+                raise
+            typer.echo(f"error: {printable(str(error))}", err=True)
+            raise typer.Exit(getattr(error, "exit_code", 1)) from None
+
+    return run
+
+
+# Options that several commands share
+
+
+Mode = Literal["hybrid", "dense", "lexical"]
+Guard = Literal["off", "self", "exact", "normalised", "near"]
+Strategy = Literal["top", "random", "fixed"]
+OrderBy = Literal["best-last", "best-first", "edges", "random"]
+Rule = Literal["convex", "rrf"]
+Collisions = Literal["error", "escape", "drop"]
+PromptForm = Literal["messages", "text"]
+ExportForm = Literal["demos", "prompts", "messages", "openai-batch", "anthropic-batch"]
+
+_SELECTION = "Selection"
+_PROMPT = "Prompt"
+_EMBEDDER = "Embedder"
+
+
+def _option(kind: object, *names: str, help: str, panel: str) -> object:
+    return Annotated[kind, typer.Option(*names, help=help, rich_help_panel=panel, show_default=False)]
+
+
+_RECIPE_OPTIONS: Mapping[str, object] = {
+    "k": _option(int | None, "-k", "--k", help="How many demonstrations (8).", panel=_SELECTION),
+    "mode": _option(Mode | None, "--mode", help="Which channels rank (hybrid).", panel=_SELECTION),
+    "weight": _option(float | None, "--weight", help="Share of the dense channel, 0 to 1.", panel=_SELECTION),
+    "fusion": _option(Rule | None, "--fusion", help="How channels are combined (convex).", panel=_SELECTION),
+    "guard": _option(Guard | None, "--guard", help="Leak guard level (self).", panel=_SELECTION),
+    "threshold": _option(float | None, "--threshold", help="Likeness of a near copy (0.9).", panel=_SELECTION),
+    "group": _option(str | None, "--group", help="Leave out the query's own group in FIELD.", panel=_SELECTION),
+    "where": _option(str | None, "--where", help="Filter, e.g. 'language == \"en\"'.", panel=_SELECTION),
+    "match": _option(list[str] | None, "--match", help="FIELD must be as in the query.", panel=_SELECTION),
+    "exclude": _option(list[str] | None, "--exclude", help="ID that must not be chosen.", panel=_SELECTION),
+    "strategy": _option(Strategy | None, "--strategy", help="How to choose (top).", panel=_SELECTION),
+    "fixed": _option(list[str] | None, "--fixed", help="ID that always comes first.", panel=_SELECTION),
+    "seed": _option(int | None, "--seed", help="For what is random (0).", panel=_SELECTION),
+    "order": _option(OrderBy | None, "--order", help="Order in the prompt (best-last).", panel=_SELECTION),
+}
+_RECIPE_FILE = _option(Path | None, "--recipe", help="Recipe as TOML; options override it.", panel=_SELECTION)
+_BUDGET_OPTIONS: Mapping[str, object] = {
+    "tokens": _option(int | None, "--tokens", help="Token budget of prompt and answer.", panel=_PROMPT),
+    "reserve": _option(int | None, "--reserve", help="Of these, tokens for the answer.", panel=_PROMPT),
+    "counter": _option(str | None, "--tokenizer", help="tiktoken:NAME or tokenizer.json.", panel=_PROMPT),
+}
+_PROMPT_OPTIONS: Mapping[str, object] = {
+    "template": _option(str | None, "--template", help="io, classification, cot, sql, program, FILE.", panel=_PROMPT),
+    "slot": _option(list[str] | None, "--slot", help="NAME=VALUE for the template.", panel=_PROMPT),
+    "collisions": _option(Collisions | None, "--collisions", help="Delimiters in data (error).", panel=_PROMPT),
+    "zero_shot": _option(bool, "--zero-shot", help="Trigger line without demonstrations.", panel=_PROMPT),
+}
+_EMBEDDER_OPTIONS: Mapping[str, object] = {
+    "embedder": _option(str | None, "--embedder", help="auto, latent, openai:MODEL, name or folder.", panel=_EMBEDDER),
+    "embedder_url": _option(str | None, "--embedder-url", help="Where an openai: embedder is.", panel=_EMBEDDER),
+    "query_prompt": _option(str | None, "--query-prompt", help="Put before queries.", panel=_EMBEDDER),
+    "example_prompt": _option(str | None, "--example-prompt", help="Put before examples.", panel=_EMBEDDER),
+    "device": _option(str | None, "--device", help="cpu, cuda:0 and the like.", panel=_EMBEDDER),
+}
+Query = Annotated[str, typer.Argument(help="The query; - reads it from standard input.", show_default=False)]
+Index = Annotated[Path, typer.Argument(help="The index directory.", show_default=False)]
+JsonFlag = Annotated[bool, typer.Option("--json", help="JSON even on a terminal.")]
+Trust = Annotated[bool, typer.Option("--trust", help="Skip the comparison of hashes.")]
+
+
+def _with_options(**groups: Mapping[str, object]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Adds groups of options to a command, which gets each group as one mapping of the values that were given."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name not in groups]
+        added = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=False if name == "zero_shot" else None,
+                annotation=annotation,
+            )
+            for group in groups.values()
+            for name, annotation in group.items()
+        ]
+
+        @functools.wraps(command)
+        def run(*args: object, **kwargs: object) -> None:
+            gathered = {group: {name: kwargs.pop(name) for name in options} for group, options in groups.items()}
+            given = {
+                g: {n: v for n, v in values.items() if v not in (None, False, [])} for g, values in gathered.items()
+            }
+            command(*args, **kwargs, **given)
+
+        run.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in (*own, *added)}
+        del run.__wrapped__
+        return run
+
+    return decorate
+
+
+def _left_out(value: object) -> bool:
+    return value is None or value is False or value == []
+
+
+def _recipe_options(recipe: Mapping[str, object]) -> Options:
+    return recipe  # type: ignore[return-value]
+
+
+def _embedder(options: Mapping[str, object]) -> object:
+    """The embedder that the options name; None when they name none."""
+    from retriever import EmbedderSettings
+
+    if not options:
+        return None
+    named = {"embedder": "name", "embedder_url": "base_url"}
+    return EmbedderSettings(**{named.get(option, option): value for option, value in options.items()})  # type: ignore[arg-type]
+
+
+def _open(index: Path, embedder: Mapping[str, object], *, trust: bool = False) -> Retriever:
+    from retriever import Retriever
+
+    return Retriever.open(index, embedder=_embedder(embedder), trust=trust, note=_note)  # type: ignore[arg-type]
+
+
+def _read_query(query: str) -> str | dict[str, Json]:
+    """The query; on standard input a JSON object gives further fields, anything else is its text."""
+    if query != "-":
+        return query
+    text = sys.stdin.read().strip("\n")
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, dict) else text
+
+
+def _prompt_options(options: Mapping[str, object]) -> dict[str, object]:
+    from retriever.errors import InvalidInput
+
+    chosen = dict(options)
+    slots = {}
+    for slot in chosen.pop("slot", []):  # type: ignore[attr-defined]
+        name, equals, value = slot.partition("=")
+        if not equals:
+            raise InvalidInput(f"--slot {slot!r}", expected="NAME=VALUE")
+        slots[name] = value
+    return {**chosen, "slots": slots} if slots else chosen
+
+
+def _version(wanted: bool) -> None:
+    if not wanted:
+        return
+    import sqlite3
+    from importlib.metadata import version
+
+    from indexes.generation import FORMAT_VERSION
+
+    typer.echo(f"demonstration-retriever {version('demonstration-retriever')}, index format {FORMAT_VERSION}")
+    typer.echo(f"Python {sys.version.split()[0]}, SQLite {sqlite3.sqlite_version}")
+    names = ("numpy", "faiss-cpu", "sentence-transformers", "torch", "scikit-learn", "PyStemmer", "sqlite-utils")
+    typer.echo(", ".join(f"{name} {version(name)}" for name in names))
+    raise typer.Exit
+
+
+@app.callback()
+def _main(
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show versions, of native parts too.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    _state["debug"] = debug
+
+
+# Commands
+
+
+@app.command(no_args_is_help=True)
+@_reported
+@_with_options(embedder=_EMBEDDER_OPTIONS)
+def build(
+    pools: Annotated[list[Path], typer.Argument(metavar="POOL...", help="Files of examples; - is standard input.")],
+    output_path: Annotated[Path, typer.Option("-o", "--out", metavar="INDEX", help="The index directory to make.")],
+    input: Annotated[str, typer.Option(help="Field of the input; a name, path or $template.")] = "input",
+    output: Annotated[str, typer.Option(help="Field of the output.")] = "output",
+    no_output: Annotated[bool, typer.Option("--no-output", help="The pool has no outputs.")] = False,
+    label: Annotated[str, typer.Option(help="Field of the label.")] = "label",
+    rationale: Annotated[str, typer.Option(help="Field of the rationale.")] = "rationale",
+    id: Annotated[str, typer.Option(help="Field of the id.")] = "id",
+    task: Annotated[str, typer.Option(help="Field of the task.")] = "task",
+    format: Annotated[str | None, typer.Option(help="jsonl, json, csv, tsv, parquet or sqlite.")] = None,
+    table: Annotated[str | None, typer.Option(help="Table of a SQLite file.")] = None,
+    encoding: Annotated[str, typer.Option(help="Encoding of a text file.")] = "utf-8",
+    key: Annotated[str, typer.Option(help="What is indexed: a field, a+b, or a $template.")] = "input",
+    analyzer: Annotated[str, typer.Option(help="default, stem:LANGUAGE, code or char:N.")] = "default",
+    lexical: Annotated[str, typer.Option(help="bm25, or rank-bm25 for checking.")] = "bm25",
+    bm25: Annotated[str, typer.Option(help="lucene, okapi, plus or l.")] = "lucene",
+    ann: Annotated[str | None, typer.Option(help="FAISS factory string, e.g. HNSW32.")] = None,
+    weight: Annotated[float | None, typer.Option(help="Share of the dense channel; left out: calibrated.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse the pool if a row is bad (exit 7).")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the examples of an index.")] = False,
+    json_output: JsonFlag = False,
+    *,
+    embedder: Mapping[str, object],
+) -> None:
+    """Build an index from files of examples.
+
+    \b
+    retriever build tickets.jsonl -o tickets.index --input text --output intent
+    retriever build faq.csv -o faq.index --key '$input $meta.product' --embedder latent
+    """
+    from retriever import IndexSettings, Retriever
+
+    bad = _BadRows()
+    started = time.monotonic()
+    with _progress() as progress:
+        retriever = Retriever.build(
+            "-" if pools == [Path("-")] else pools,
+            output_path,
+            input=input,
+            output=None if no_output else output,
+            label=label,
+            rationale=rationale,
+            id=id,
+            task=task,
+            format=format,
+            table=table,
+            encoding=encoding,
+            settings=IndexSettings(key, analyzer, lexical, bm25, ann=ann),
+            embedder=_embedder(embedder) or "auto",  # type: ignore[arg-type]
+            weight=weight,
+            strict=strict,
+            overwrite=overwrite,
+            on_bad=bad,
+            note=_note,
+            progress=progress,
+        )
+    with retriever:
+        bad.report()
+        info = retriever.info()
+    if _wants_json(json_output):
+        _emit({**info, "bad_rows": bad.count})
+    else:
+        typer.echo(
+            f"{info['examples']:,} examples in {output_path} ({time.monotonic() - started:.1f} s), "
+            f"embedder {_at(info, 'embedder', 'name')}, "
+            f"fusion weight {_at(info, 'fusion', 'weight')} ({_at(info, 'fusion', 'objective')})"
+        )
+
+
+def _at(info: Mapping[str, Json], section: str, name: str) -> Json:
+    inside = info[section]
+    assert isinstance(inside, dict)
+    return inside[name]
+
+
+class _BadRows:
+    """Lists the first bad rows on standard error, and counts all."""
+
+    shown = 20
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, row: BadRow) -> None:
+        self.count += 1
+        if self.count <= self.shown:
+            typer.echo(f"set aside: {printable(str(row))}", err=True)
+
+    def report(self) -> None:
+        if self.count:
+            more = f" ({self.count - self.shown} more not listed)" if self.count > self.shown else ""
+            typer.echo(f"{self.count} bad rows were set aside{more}", err=True)
+
+
+@app.command(no_args_is_help=True)
+@_reported
+@_with_options(recipe=_RECIPE_OPTIONS, embedder=_EMBEDDER_OPTIONS)
+def select(
+    index: Index,
+    query: Query,
+    recipe_file: _RECIPE_FILE = None,  # type: ignore[valid-type]
+    explain: Annotated[bool, typer.Option("--explain", help="Show what was left out, and the recipe.")] = False,
+    json_output: JsonFlag = False,
+    trust: Trust = False,
+    *,
+    recipe: Mapping[str, object],
+    embedder: Mapping[str, object],
+) -> None:
+    """Show the demonstrations for a query, best first.
+
+    \b
+    retriever select tickets.index "my card still has not arrived" -k 4
+    retriever select tickets.index "where is my order" --where 'language == "en"' --explain
+    """
+    with _open(index, embedder, trust=trust) as retriever:
+        selection = retriever.select(_read_query(query), recipe=recipe_file, **_recipe_options(recipe))
+    if _wants_json(json_output):
+        _emit(selection.to_dict())
+    else:
+        _show_selection(selection, explain=explain)
+
+
+def _show_selection(selection: Selection, *, explain: bool) -> None:
+    _table(
+        [
+            {
+                "rank": str(d.rank),
+                "score": f"{d.score:.3f}",
+                "dense": _number(d.channels, "dense"),
+                "lexical": _number(d.channels, "lexical"),
+                "id": printable(d.example.id, width=24),
+                "example": f"{d.example.input_text} → {d.example.output_text}",
+            }
+            for d in selection
+        ]
+    )
+    for note in selection.notes:
+        _note(note)
+    if not explain:
+        return
+    retrieve = selection.recipe.retrieve
+    typer.echo(
+        f"\n{len(selection)} of {selection.eligible:,} eligible examples, mode {retrieve.mode}, "
+        f"weight {retrieve.weight}, {selection.generation}, revision {selection.revision}"
+    )
+    for dropped in selection.dropped:
+        typer.echo(f"left out: {printable(dropped.id)}: {printable(dropped.reason)}")
+
+
+def _number(channels: Mapping[str, float], name: str) -> str:
+    return f"{channels[name]:.3f}" if name in channels else "–"
+
+
+@app.command(no_args_is_help=True)
+@_reported
+@_with_options(
+    recipe={**_RECIPE_OPTIONS, **_BUDGET_OPTIONS}, prompt_options=_PROMPT_OPTIONS, embedder=_EMBEDDER_OPTIONS
+)
+def prompt(
+    index: Index,
+    query: Query,
+    recipe_file: _RECIPE_FILE = None,  # type: ignore[valid-type]
+    format: Annotated[PromptForm | None, typer.Option("--format", help="messages (JSON) or text.")] = None,
+    trust: Trust = False,
+    *,
+    recipe: Mapping[str, object],
+    prompt_options: Mapping[str, object],
+    embedder: Mapping[str, object],
+) -> None:
+    """Print the finished prompt for a query: text on a terminal, messages in a pipe.
+
+    \b
+    retriever prompt tickets.index "my card still has not arrived" --format text
+    retriever prompt tickets.index "where is my order" --template classification --tokens 2000
+    """
+    form = format or ("text" if sys.stdout.isatty() else "messages")
+    with _open(index, embedder, trust=trust) as retriever:
+        made = retriever.prompt(
+            _read_query(query),
+            recipe=recipe_file,
+            prompt_options={**_prompt_options(prompt_options), "form": form},  # type: ignore[arg-type]
+            **_recipe_options(recipe),
+        )
+        text = made.text if form == "text" else ""
+    for skipped in made.skipped:
+        _note(f"{skipped.example_id} is not in the prompt: {skipped.reason}")
+    if form == "messages":
+        _emit(made.messages)
+    else:
+        typer.echo(_printable_lines(text) if sys.stdout.isatty() else text)
+
+
+@app.command(no_args_is_help=True)
+@_reported
+@_with_options(
+    recipe={**_RECIPE_OPTIONS, **_BUDGET_OPTIONS}, prompt_options=_PROMPT_OPTIONS, embedder=_EMBEDDER_OPTIONS
+)
+def ask(
+    index: Index,
+    query: Query,
+    backend: Annotated[str, typer.Option(help="openai:MODEL, transformers:PATH or command:PROGRAM.")],
+    recipe_file: _RECIPE_FILE = None,  # type: ignore[valid-type]
+    explain: Annotated[bool, typer.Option("--explain", help="Show the demonstrations, too.")] = False,
+    base_url: Annotated[str | None, typer.Option("--base-url", help="Where an OpenAI-compatible server is.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="The most tokens of the answer.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 for the most likely answer.")] = 0.0,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait.")] = 60.0,
+    json_output: JsonFlag = False,
+    trust: Trust = False,
+    *,
+    recipe: Mapping[str, object],
+    prompt_options: Mapping[str, object],
+    embedder: Mapping[str, object],
+) -> None:
+    """Ask a language model, with demonstrations in the prompt.
+
+    \b
+    retriever ask tickets.index "where is my order" --backend openai:gpt-4o-mini
+    retriever ask tickets.index "where is my order" --backend openai:qwen --base-url http://localhost:8000/v1
+    """
+    from retriever.backends import BackendSettings, load_backend
+
+    settings = BackendSettings(max_tokens=max_tokens, temperature=temperature, timeout=timeout, base_url=base_url)
+    call = load_backend(backend, settings=settings)
+    with _open(index, embedder, trust=trust) as retriever:
+        selection = retriever.select(_read_query(query), recipe=recipe_file, **_recipe_options(recipe))
+        made = retriever.prompt(selection, prompt_options=_prompt_options(prompt_options))  # type: ignore[arg-type]
+    answer = call(made)
+    if json_output:
+        _emit({"answer": answer, "tokens": made.tokens, "selection": selection.to_dict()})
+        return
+    if explain:
+        _show_selection(selection, explain=True)
+        typer.echo()
+    typer.echo(_printable_lines(answer) if sys.stdout.isatty() else answer)
+
+
+@app.command(no_args_is_help=True)
+@_reported
+@_with_options(
+    recipe={**_RECIPE_OPTIONS, **_BUDGET_OPTIONS}, prompt_options=_PROMPT_OPTIONS, embedder=_EMBEDDER_OPTIONS
+)
+def export(
+    index: Index,
+    queries: Annotated[Path, typer.Argument(help="File of queries; - is standard input.", show_default=False)],
+    output_path: Annotated[Path, typer.Option("-o", "--out", help="A .jsonl or .parquet file; - is standard output.")],
+    form: Annotated[ExportForm, typer.Option("--as", help="What is written.")] = "demos",
+    recipe_file: _RECIPE_FILE = None,  # type: ignore[valid-type]
+    input: Annotated[str, typer.Option(help="Field of the input; a name, path or $template.")] = "input",
+    id: Annotated[str, typer.Option(help="Field of the id.")] = "id",
+    format: Annotated[str | None, typer.Option(help="Format of QUERIES.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Write nothing if a query is bad (exit 7).")] = False,
+    model: Annotated[str | None, typer.Option(help="Model, for the batch forms.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of each answer, for the batch forms.")] = 1024,
+    temperature: Annotated[float | None, typer.Option(help="For the batch forms.")] = None,
+    trust: Trust = False,
+    *,
+    recipe: Mapping[str, object],
+    prompt_options: Mapping[str, object],
+    embedder: Mapping[str, object],
+) -> None:
+    """Write demonstrations or prompts for a file of queries, one record each.
+
+    \b
+    retriever export tickets.index queries.jsonl -o demos.jsonl -k 4
+    retriever export tickets.index queries.csv -o batch.jsonl --as openai-batch --model gpt-4o-mini
+    """
+    from retriever import Fields, Recipe
+    from retriever.export import ExportSettings
+    from retriever.export import export as write
+    from retriever.formats import BadRowLog, read_queries
+    from retriever.prompting import BatchSettings
+
+    settings = ExportSettings(
+        form,
+        Recipe.of(recipe_file).with_options(_recipe_options(recipe)),
+        _prompt_options(prompt_options),  # type: ignore[arg-type]
+        None if model is None else BatchSettings(model, max_tokens, temperature),
+    )
+    bad, log = _BadRows(), BadRowLog()
+
+    def on_bad(row: BadRow) -> None:
+        bad(row)
+        log(row)
+        if strict:
+            log.raise_if_any()
+
+    with _open(index, embedder, trust=trust) as retriever, _progress() as progress:
+        found = read_queries(str(queries), fields=Fields(input=input, id=id), format=format, on_bad=on_bad)
+        count = write(retriever, found, output_path, settings, progress=progress)
+    bad.report()
+    typer.echo(f"{count:,} records in {output_path}", err=True)
+
+
+@app.command(no_args_is_help=True)
+@_reported
+@_with_options(embedder=_EMBEDDER_OPTIONS)
+def add(
+    index: Index,
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="File of examples; - is standard input.")],
+    input: Annotated[str, typer.Option(help="Field of the input; a name, path or $template.")] = "input",
+    output: Annotated[str, typer.Option(help="Field of the output.")] = "output",
+    no_output: Annotated[bool, typer.Option("--no-output", help="The examples have no outputs.")] = False,
+    label: Annotated[str, typer.Option(help="Field of the label.")] = "label",
+    id: Annotated[str, typer.Option(help="Field of the id.")] = "id",
+    strict: Annotated[bool, typer.Option("--strict", help="Add nothing if a row is bad (exit 7).")] = False,
+    json_output: JsonFlag = False,
+    *,
+    embedder: Mapping[str, object],
+) -> None:
+    """Add examples to an index.
+
+    \b
+    retriever add tickets.index new.jsonl --input text --output intent
+    echo '{"input": "hi", "output": "hello"}' | retriever add tickets.index -
+    """
+    from retriever import Fields
+
+    bad = _BadRows()
+    with _open(index, embedder) as retriever:
+        fields = Fields(input=input, output=None if no_output else output, label=label, id=id)
+        ids = retriever.add(str(source), fields=fields, strict=strict, on_bad=bad)
+        count = len(retriever)
+    bad.report()
+    if _wants_json(json_output):
+        _emit({"added": list(ids), "bad_rows": bad.count, "examples": count})
+    else:
+        typer.echo(f"{len(ids):,} added, {count:,} examples now")
+
+
+@app.command(no_args_is_help=True)
+@_reported
+def remove(
+    index: Index,
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of examples.", show_default=False)],
+    json_output: JsonFlag = False,
+) -> None:
+    """Remove examples from an index.
+
+    \b
+    retriever remove tickets.index s017
+    retriever remove tickets.index s017 s018 --json
+    """
+    with _open(index, {}) as retriever:
+        removed = retriever.remove(ids)
+        count = len(retriever)
+    if _wants_json(json_output):
+        _emit({"removed": removed, "examples": count})
+    else:
+        typer.echo(f"{removed:,} removed, {count:,} examples now")
+
+
+@app.command(no_args_is_help=True)
+@_reported
+def info(index: Index, json_output: JsonFlag = False, trust: Trust = False) -> None:
+    """Show what an index holds and how it was built.
+
+    \b
+    retriever info tickets.index
+    retriever info tickets.index --json
+    """
+    with _open(index, {}, trust=trust) as retriever:
+        found = retriever.info()
+    if _wants_json(json_output):
+        _emit(found)
+        return
+    for name, value in found.items():
+        inside = value if isinstance(value, dict) else {"": value}
+        for key, part in inside.items():
+            shown = part if isinstance(part, str) else json.dumps(part, ensure_ascii=False)
+            typer.echo(f"{f'{name}.{key}'.rstrip('.'):26}  {printable(shown, width=90)}")
+
+
+@app.command()
+@_reported
+def demo(
+    query: Annotated[str | None, typer.Argument(help="A message to a support desk.", show_default=False)] = None,
+    k: Annotated[int, typer.Option("-k", "--k", help="How many demonstrations.")] = 4,
+    embedder: Annotated[str, typer.Option(help="auto, latent, or any other.")] = "auto",
+) -> None:
+    """Try it on the built-in sample: index, demonstrations, prompt.
+
+    \b
+    retriever demo
+    retriever demo "the parcel is late again" -k 3
+    """
+    import tempfile
+
+    from retriever import Retriever
+    from retriever.data import sample_pool, sample_queries
+
+    asked = query if query is not None else sample_queries()[0].input_text
+    with tempfile.TemporaryDirectory() as folder, _progress() as progress:
+        made = Retriever.build(
+            sample_pool(), Path(folder) / "demo.index", embedder=embedder, note=_note, progress=progress
+        )
+        with made as retriever:
+            found = retriever.info()
+            selection = retriever.select(asked, k=k)
+            text = retriever.prompt(selection).text
+    typer.echo(f"Pool: {found['examples']} support messages with replies. Embedder: {_at(found, 'embedder', 'name')}.")
+    typer.echo(f"Query: {printable(asked)}\n")
+    _show_selection(selection, explain=True)
+    typer.echo("\nThe prompt (best demonstration last, next to the query):\n")
+    typer.echo(_printable_lines(text))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The program `retriever`."""
+    for output in (sys.stdout, sys.stderr):
+        if hasattr(output, "reconfigure"):
+            output.reconfigure(encoding="utf-8", errors="backslashreplace")
+    app(args=arguments)
+
+
+if __name__ == "__main__":
+    main()
