@@ -25,7 +25,6 @@ import argparse
 import json
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -277,7 +276,9 @@ def measure(data: DataSet, index: Path, *, k: int, guard: str, embedder: Embedde
         raise ValueError(f"{data.name}: no query has a label, an output or a relevance judgement")
     notes: list[str] = []
     output = "output" if data.grades is None else None
-    with Retriever.build(data.pool, index, output=output, embedder=embedder, overwrite=True, note=notes.append) as built:
+    with Retriever.build(
+        data.pool, index, output=output, embedder=embedder, overwrite=True, note=notes.append
+    ) as built:
         answers = {
             name: list(built.select_many(data.queries, k=k, guard=guard, **options))
             for name, options in RECIPES.items()
@@ -287,9 +288,7 @@ def measure(data: DataSet, index: Path, *, k: int, guard: str, embedder: Embedde
     if fusion["objective"] == "none":
         notes.append(f"the pool has neither labels nor outputs: weight {fusion['weight']} is the default, uncalibrated")
     rows = [_row(metric, answers) for metric in judged]
-    return Result(
-        data.name, size, about["embedder"]["name"], fusion["weight"], fusion["objective"], rows, tuple(notes)
-    )
+    return Result(data.name, size, about["embedder"]["name"], fusion["weight"], fusion["objective"], rows, tuple(notes))
 
 
 def _row(metric: Metric, answers: Mapping[str, Sequence[Selection]]) -> Row:
@@ -301,61 +300,45 @@ def _row(metric: Metric, answers: Mapping[str, Sequence[Selection]]) -> Row:
 
 
 class Table:
-    """The lines of the table; its first column is as wide as the longest name.
+    """The lines of the table, its columns wide enough for what is known beforehand.
 
     Args:
         names: The names of the data sets.
-        embedder: The name of the embedder, or one about as long.
+        embedder: The name of the embedder as it was asked for.
     """
 
     def __init__(self, names: Sequence[str], embedder: str) -> None:
-        self._name = max(map(len, ["data set", *names]))
-        self._embedder = max(len(embedder), len("all-MiniLM-L6-v2"))
+        self._formats = (
+            f"<{max(map(len, ['data set', *names]))}",
+            ">6",
+            f"<{max(len(embedder), len('all-MiniLM-L6-v2'))}",
+            ">6",
+            "<7",
+            "<17",
+            ">7",
+            *[">7"] * len(RECIPES),
+            ">10",
+        )
 
     def header(self) -> str:
         """The names of the columns."""
-        means = [f"{name:>7}" for name in RECIPES]
-        return self._line("data set", "pool", "embedder", "weight", "from", "metric", "queries", means, "difference")
+        return self._line(
+            ["data set", "pool", "embedder", "weight", "from", "metric", "queries", *RECIPES, "difference"]
+        )
 
     def lines(self, result: Result) -> list[str]:
         """One line per metric; what they share is in the first alone."""
+        shared = [result.name, str(result.pool), result.embedder, f"{result.weight:.1f}", result.objective]
         lines = []
-        for i, row in enumerate(result.rows):
-            shared = (
-                (result.name, str(result.pool), result.embedder, f"{result.weight:.1f}", result.objective)
-                if i == 0
-                else ("",) * 5
-            )
-            means = [f"{row.means[name]:7.4f}" for name in RECIPES]
-            metric = f"{row.metric} *" if i == 0 else row.metric
-            lines.append(self._line(*shared, metric, str(row.queries), means, f"{row.difference:+.4f}"))
+        for row in result.rows:
+            first = row is result.primary
+            about = [*(shared if first else [""] * len(shared)), f"{row.metric} *" if first else row.metric]
+            means = [f"{row.means[name]:.4f}" for name in RECIPES]
+            lines.append(self._line([*about, str(row.queries), *means, f"{row.difference:+.4f}"]))
         return lines
 
-    def _line(
-        self,
-        name: str,
-        pool: str,
-        embedder: str,
-        weight: str,
-        objective: str,
-        metric: str,
-        queries: str,
-        means: Sequence[str],
-        difference: str,
-    ) -> str:
-        return "  ".join(
-            [
-                f"{name:<{self._name}}",
-                f"{pool:>6}",
-                f"{embedder:<{self._embedder}}",
-                f"{weight:>6}",
-                f"{objective:<7}",
-                f"{metric:<17}",
-                f"{queries:>7}",
-                *means,
-                f"{difference:>10}",
-            ]
-        )
+    def _line(self, cells: Sequence[str]) -> str:
+        return "  ".join(f"{cell:{wide}}" for cell, wide in zip(cells, self._formats, strict=True))
 
 
 def verdict(results: Sequence[Result]) -> str:
@@ -434,4 +417,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
