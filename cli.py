@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import shutil
 import sys
 import time
 import unicodedata
@@ -57,22 +58,26 @@ def _printable_lines(text: str) -> str:
 
 
 def _emit(value: object) -> None:
-    typer.echo(json.dumps(value, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
+    """JSON in which what `printable` shows as an escape is a JSON escape, so that a terminal obeys none of it."""
+    text = json.dumps(value, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None)
+    typer.echo("".join(c if c == "\n" or unicodedata.category(c)[0] != "C" else json.dumps(c)[1:-1] for c in text))
 
 
 def _wants_json(flag: bool) -> bool:
     return flag or not sys.stdout.isatty()
 
 
+def _columns() -> int:
+    return shutil.get_terminal_size().columns
+
+
 def _table(rows: Sequence[Mapping[str, str]]) -> None:
     """Columns as wide as their content; the last one gets what is left of the line."""
-    import shutil
-
     if not rows:
         return
     names = list(rows[0])
     widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in names}
-    room = shutil.get_terminal_size().columns - sum(widths[name] + 2 for name in names[:-1])
+    room = _columns() - sum(widths[name] + 2 for name in names[:-1])
     typer.echo("  ".join(name.ljust(widths[name]) for name in names).rstrip())
     for row in rows:
         cells = [row[name].ljust(widths[name]) for name in names[:-1]]
@@ -229,9 +234,7 @@ def _with_options(**groups: Mapping[str, object]) -> Callable[[Callable[..., Non
         @functools.wraps(command)
         def run(*args: object, **kwargs: object) -> None:
             gathered = {group: {name: kwargs.pop(name) for name in options} for group, options in groups.items()}
-            given = {
-                g: {n: v for n, v in values.items() if v not in (None, False, [])} for g, values in gathered.items()
-            }
+            given = {g: {n: v for n, v in values.items() if not _left_out(v)} for g, values in gathered.items()}
             command(*args, **kwargs, **given)
 
         run.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
@@ -243,6 +246,7 @@ def _with_options(**groups: Mapping[str, object]) -> Callable[[Callable[..., Non
 
 
 def _left_out(value: object) -> bool:
+    """Whether an option was not given; 0 and the empty text are values."""
     return value is None or value is False or value == []
 
 
@@ -268,9 +272,15 @@ def _open(index: Path, embedder: Mapping[str, object], *, trust: bool = False) -
 
 def _read_query(query: str) -> str | dict[str, Json]:
     """The query; on standard input a JSON object gives further fields, anything else is its text."""
+    from retriever.errors import InvalidInput
+
+    try:
+        text = sys.stdin.read().strip("\n") if query == "-" else query
+        text.encode()
+    except UnicodeError:
+        raise InvalidInput("a query that is not UTF-8", expected="text in UTF-8") from None
     if query != "-":
-        return query
-    text = sys.stdin.read().strip("\n")
+        return text
     try:
         value = json.loads(text)
     except ValueError:
@@ -492,7 +502,7 @@ def prompt(
     prompt_options: Mapping[str, object],
     embedder: Mapping[str, object],
 ) -> None:
-    """Print the finished prompt for a query: text on a terminal, messages in a pipe.
+    """Print the prompt for a query: text on a terminal, else messages.
 
     \b
     retriever prompt tickets.index "my card still has not arrived" --format text
@@ -584,7 +594,7 @@ def export(
     prompt_options: Mapping[str, object],
     embedder: Mapping[str, object],
 ) -> None:
-    """Write demonstrations or prompts for a file of queries, one record each.
+    """Write demonstrations or prompts for a file of queries.
 
     \b
     retriever export tickets.index queries.jsonl -o demos.jsonl -k 4
@@ -693,7 +703,7 @@ def info(index: Index, json_output: JsonFlag = False, trust: Trust = False) -> N
         inside = value if isinstance(value, dict) else {"": value}
         for key, part in inside.items():
             shown = part if isinstance(part, str) else json.dumps(part, ensure_ascii=False)
-            typer.echo(f"{f'{name}.{key}'.rstrip('.'):26}  {printable(shown, width=90)}")
+            typer.echo(f"{f'{name}.{key}'.rstrip('.'):26}  {printable(shown, width=max(40, _columns() - 28))}")
 
 
 @app.command()

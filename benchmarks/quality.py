@@ -33,6 +33,7 @@ from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from retriever import Retriever
 from retriever.embedders import EmbedderSource
@@ -40,7 +41,7 @@ from retriever.evaluation.metrics import best_overlap, hit, ndcg, output_tokens,
 from retriever.example import Example, Json
 from retriever.formats import BadRowLog, Source, read_queries
 from retriever.ranking.guard import LEVELS
-from retriever.ranking.recipe import Options
+from retriever.ranking.recipe import Options, Recipe
 from retriever.selection import Selection
 
 RECIPES: Mapping[str, Options] = {
@@ -107,7 +108,7 @@ class Row:
     @property
     def difference(self) -> float:
         """How far the hybrid is above the better single channel."""
-        return self.means["hybrid"] - max(self.means[channel] for channel in CHANNELS)
+        return round(self.means["hybrid"] - max(self.means[channel] for channel in CHANNELS), 9)
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class Result:
         weight: The fusion weight, calibrated unless the pool has nothing to calibrate on.
         objective: What it was calibrated on: `labels`, `outputs`, or `none`.
         rows: The metrics, the data set's own first.
-        notes: What the library had to say, and what a reader should know.
+        notes: What the library had to say.
     """
 
     name: str
@@ -279,16 +280,22 @@ def measure(data: DataSet, index: Path, *, k: int, guard: str, embedder: Embedde
     with Retriever.build(
         data.pool, index, output=output, embedder=embedder, overwrite=True, note=notes.append
     ) as built:
+        common = Recipe().with_options({"k": k, "guard": guard})
         answers = {
-            name: list(built.select_many(data.queries, k=k, guard=guard, **options))
-            for name, options in RECIPES.items()
+            name: list(built.select_many(data.queries, recipe=common, **options)) for name, options in RECIPES.items()
         }
-        about, size = built.info(), len(built)
+        about: dict[str, Any] = built.info()
     fusion = about["fusion"]
-    if fusion["objective"] == "none":
-        notes.append(f"the pool has neither labels nor outputs: weight {fusion['weight']} is the default, uncalibrated")
     rows = [_row(metric, answers) for metric in judged]
-    return Result(data.name, size, about["embedder"]["name"], fusion["weight"], fusion["objective"], rows, tuple(notes))
+    return Result(
+        data.name,
+        about["examples"],
+        about["embedder"]["name"],
+        fusion["weight"],
+        fusion["objective"],
+        rows,
+        tuple(notes),
+    )
 
 
 def _row(metric: Metric, answers: Mapping[str, Sequence[Selection]]) -> Row:

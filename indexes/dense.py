@@ -52,7 +52,8 @@ def exact_scores(vectors: Vectors, query: Vectors) -> Scores:
         return scores
     wide = query.astype(np.float64)
     for start in range(0, len(vectors), _BLOCK_ROWS):
-        block = vectors[start : start + _BLOCK_ROWS].astype(np.float64)
+        # NumPy adds up a row in another order when the memory runs by columns.
+        block = vectors[start : start + _BLOCK_ROWS].astype(np.float64, order="C")
         scores[start : start + _BLOCK_ROWS] = np.where(block.any(axis=1), (block * wide).sum(axis=1), NO_DIRECTION)
     return scores
 
@@ -214,6 +215,8 @@ class AnnIndex:
 
     def search(self, query: Vectors, count: int, eligible: NDArray[np.bool_] | None) -> Rows:
         """Up to `count` row numbers, nearest first; fewer when the index finds fewer, never a placeholder."""
+        if count <= 0:
+            return np.empty(0, np.int64)
         found = self._index.search(query.reshape(1, -1), count, params=self._parameters(eligible))[1][0]
         rows: Rows = found[found >= 0]
         return rows

@@ -17,7 +17,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
@@ -49,12 +49,14 @@ class Generation:
         path: Its directory.
         manifest: What it says of itself.
         buffers: The content of each file, memory-mapped.
+        stands_in: Whether it answers in place of a newer one that is damaged.
     """
 
     number: int
     path: Path
     manifest: Manifest
     buffers: Mapping[str, files.Buffer] = field(repr=False)
+    stands_in: bool = False
 
     def array(self, name: str, dtype: type[Scalar]) -> NDArray[Scalar]:
         """The array in `NAME.npy`, in place, not writable.
@@ -169,24 +171,31 @@ def open_current(root: Path, *, verify: bool = True, note: Callable[[str], None]
         IndexCorrupt: CURRENT, the manifest or a file is not what was published, and no older generation is intact.
         Incompatible: A newer format.
     """
+    candidates = generations(root)
     try:
         name, digest = read_current(root)
+        candidates = [older for older in candidates if _number_of(older) < _number_of(name)]
         return open_generation(root, name, manifest_digest=digest, verify=verify)
-    except IndexCorrupt as damage:
-        return _open_previous(root, damage, verify=verify, note=note)
+    except IndexMissing:
+        if not candidates:
+            raise
+        damage = IndexCorrupt(root / "CURRENT", "is missing", fix=_REPAIR)
+    except IndexCorrupt as error:
+        damage = error
+    return _open_previous(root, candidates, damage, verify=verify, note=note)
 
 
-def _open_previous(root: Path, damage: IndexCorrupt, *, verify: bool, note: Callable[[str], None]) -> Generation:
-    """The newest intact generation that is not the damaged one."""
-    for name in reversed(generations(root)):
-        if root / name in damage.path.parents:
-            continue
+def _open_previous(
+    root: Path, candidates: list[str], damage: IndexCorrupt, *, verify: bool, note: Callable[[str], None]
+) -> Generation:
+    """The newest intact one of the candidates."""
+    for name in reversed(candidates):
         try:
             generation = open_generation(root, name, verify=verify)
         except IndexCorrupt:
             continue
-        note(f"DAMAGED INDEX: {damage} Answering from {name} instead.")
-        return generation
+        note(f"DAMAGED INDEX: {damage}. Answering from {name} instead.")
+        return replace(generation, stands_in=True)
     raise damage
 
 

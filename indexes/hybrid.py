@@ -27,6 +27,8 @@ Places: TypeAlias = NDArray[np.int64]
 MODES = ("hybrid", "dense", "lexical")
 RULES = ("convex", "rrf")
 _PROPOSALS = 1000
+_ROUNDING = 1e-15
+"""How far float64 arithmetic can take two normalised scores apart that are equal."""
 
 
 @dataclass(frozen=True)
@@ -254,7 +256,9 @@ class HybridIndex:
             return np.arange(len(scores.rows))
         maximum = self._dense_maximum(scores)
         approximate = _convex(scores.dense.astype(np.float64), scores.lexical, maximum, _maximum(scores), fusion)
-        return _possible(approximate, k, self._bound * fusion.weight / max(maximum - COSINE_INFIMUM, 1e-6))
+        return _possible(
+            approximate, k, self._bound * fusion.weight / max(maximum - COSINE_INFIMUM, 1e-300) + _ROUNDING
+        )
 
     def _deciding(self, scores: ChannelScores, places: Places, fusion: Fusion, mode: str) -> Scores:
         """The exact scores that a mode orders by, at some places."""
@@ -264,7 +268,9 @@ class HybridIndex:
             return np.zeros(len(places))
         if mode == "hybrid" and fusion.rule == "rrf":
             dense = self.dense.exact(scores.rows, scores.query.vector)
-            return reciprocal_rank(_ranks(dense), _ranks(scores.lexical), fusion.weight, fusion.rrf_k)[places]
+            dense_ranks = _ranks(dense, scores.dense_speaks)
+            lexical_ranks = _ranks(scores.lexical, scores.lexical_speaks)
+            return reciprocal_rank(dense_ranks, lexical_ranks, fusion.weight, fusion.rrf_k)[places]
         dense = self.dense.exact(scores.rows[places], scores.query.vector)
         if mode == "dense":
             return dense
@@ -311,8 +317,10 @@ def _maximum(scores: ChannelScores) -> float:
     return float(scores.lexical.max()) if len(scores.lexical) else BM25_INFIMUM
 
 
-def _ranks(scores: Scores) -> NDArray[np.int64]:
-    """Ranks from 1 by descending score; ties in row order."""
+def _ranks(scores: Scores, speaks: bool) -> NDArray[np.int64]:
+    """Ranks from 1 by descending score; ties in row order. A silent channel ranks every row last."""
+    if not speaks:
+        return np.full(len(scores), len(scores), dtype=np.int64)
     ranks = np.empty(len(scores), dtype=np.int64)
     ranks[np.argsort(-scores, kind="stable")] = np.arange(1, len(scores) + 1)
     return ranks

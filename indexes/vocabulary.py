@@ -26,7 +26,7 @@ class Vocabulary:
     @classmethod
     def from_terms(cls, terms: Iterable[str]) -> Vocabulary:
         """From terms that are sorted and distinct."""
-        encoded = [term.encode() for term in terms]
+        encoded = [term.encode("utf-8", "surrogatepass") for term in terms]
         offsets = np.zeros(len(encoded) + 1, dtype=np.int64)
         np.cumsum([len(term) for term in encoded], out=offsets[1:])
         return cls(np.frombuffer(b"".join(encoded), dtype=np.uint8), offsets)
@@ -35,14 +35,14 @@ class Vocabulary:
         return len(self.offsets) - 1
 
     def __iter__(self) -> Iterator[str]:
-        return (self._term(number).decode() for number in range(len(self)))
+        return (self._term(number).decode("utf-8", "surrogatepass") for number in range(len(self)))
 
     def _term(self, number: int) -> bytes:
         return bytes(self._bytes[self.offsets[number] : self.offsets[number + 1]])
 
     def find(self, term: str) -> int:
         """The number of a term; -1 when it is not there."""
-        wanted = term.encode()
+        wanted = term.encode("utf-8", "surrogatepass")
         low, high = 0, len(self)
         while low < high:
             middle = (low + high) // 2

@@ -34,7 +34,7 @@ from retriever.settings import IndexSettings
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
 
-_ENCODE_BLOCK = 2048
+_ENCODE_BLOCK = 512
 _EMBEDDER_FILE = "embedder_"
 
 
@@ -83,6 +83,8 @@ def embed(
     """
     new = sorted((i for i, text in enumerate(texts) if text not in known), key=lambda i: len(texts[i]))
     encoded: list[NDArray[np.float32]] = []
+    if new:
+        progress("embedding", 0, len(new))
     for start in range(0, len(new), _ENCODE_BLOCK):
         block = [texts[i] for i in new[start : start + _ENCODE_BLOCK]]
         encoded.append(encode_checked(embedder(), block, prefix=prompts_of(embedder()).example))

@@ -93,7 +93,7 @@ def as_query(query: str | Mapping[str, Json] | Example) -> Example:
     content.
 
     Raises:
-        InvalidInput: The mapping has no `input`.
+        InvalidInput: The mapping has no `input`, or holds what is no JSON or cannot be written as UTF-8.
     """
     if isinstance(query, Example):
         return query
@@ -107,4 +107,7 @@ def as_query(query: str | Mapping[str, Json] | Example) -> Example:
     known["meta"] = {**given, **meta}
     identity = known.pop("id", None)
     example = Example(id="" if identity is None else render(identity), **known)  # type: ignore[arg-type]
-    return with_content_id(example) if identity is None else example
+    try:
+        return with_content_id(example) if identity is None else example
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"a query that cannot be written as JSON in UTF-8: {error}") from error

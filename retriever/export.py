@@ -133,6 +133,8 @@ def _output(path: str | Path) -> Iterator[BinaryIO]:
         sys.stdout.buffer.flush()
         return
     target = Path(path)
+    if not target.parent.is_dir():
+        raise InvalidInput(f"no folder {target.parent} to write {target.name} in", fix="make it first")
     temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     try:
         with temporary.open("xb") as file:

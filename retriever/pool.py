@@ -139,7 +139,8 @@ class Pool:
 
     def _query(self, sql: str, *parameters: object) -> Iterator[tuple[object, ...]]:
         with self._reported():
-            yield from self._connection.execute(sql, parameters)
+            # `map`, because to give up reading would otherwise close the cursor, an error once the pool is closed.
+            yield from map(tuple, self._connection.execute(sql, parameters))
 
     def visible(self) -> int:
         """The newest revision that readers may see; 0 before the first build has finished."""

@@ -74,10 +74,12 @@ class QueryEncoder:
         return encode_checked(self.embedder, texts, prefix=self._prompts.example)
 
     def _load(self) -> Embedder:
+        if self._asks_for_latent():
+            if self.stored["name"] != _LATENT:
+                raise Incompatible(f"embedder {_LATENT}", expected=f"{self.stored['name']}, which built the index")
+            return latent_embedder(self._generation)
         if self._given is not None:
             return load_embedder(self._given, note=self._note)
-        if self.stored["name"] == _LATENT:
-            return latent_embedder(self._generation)
         settings = self.stored["settings"]
         if not isinstance(settings, dict):
             raise Incompatible(
@@ -92,6 +94,13 @@ class QueryEncoder:
                 fix=f"set OPENAI_BASE_URL={wanted.base_url} if it is to be trusted, or pass embedder=",
             )
         return load_embedder(wanted, note=self._note)
+
+    def _asks_for_latent(self) -> bool:
+        """Whether the embedder is the one that was fitted on the pool, which only the index holds."""
+        if self._given is None:
+            return self.stored["name"] == _LATENT
+        name = self._given.name if isinstance(self._given, EmbedderSettings) else self._given
+        return isinstance(name, str) and name in ("latent", _LATENT)
 
     def _check(self, embedder: Embedder) -> None:
         mark = fingerprint(embedder)

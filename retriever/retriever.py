@@ -232,13 +232,12 @@ class Retriever:
         for _ in range(_OPEN_ATTEMPTS):
             generation = generations.open_current(self.path, verify=not self._trust, note=self._note)
             base = Base.load(generation, verify=not self._trust)
-            newest = Snapshot(base, self._pool, base.revision).advanced()
+            snapshot = Snapshot(base, self._pool, base.revision)
+            newest = snapshot.advanced()
+            if newest is None and generation.stands_in:
+                return snapshot  # what came later has its vectors in the damaged generation alone
             if newest is not None:
                 return newest
-            if generations.read_current(self.path)[0] == generation.path.name:
-                break
-        else:
-            raise IndexCorrupt(self.path, "was published anew at every look", fix="try again")
         raise IndexCorrupt(writing.pool_path(self.path), "lacks vectors of added examples", fix="build it again")
 
     # Reading

@@ -109,6 +109,7 @@ def calibrate(
     judged = objective(examples(rows))
     if judged is None:
         return Calibration(UNCALIBRATED, "none")
+    # More than one of them has tokens, or there would be no objective.
     tokens = _Tokens(examples, judged.tokens)
     rows = [row for row, own in zip(rows, tokens(rows), strict=True) if own]
     gained = np.zeros((len(rows), len(GRID)))
@@ -122,7 +123,7 @@ def calibrate(
                 gained[i, j] = judged.utility(own, tokens(hits.rows.tolist()))
         progress(start + len(block), len(rows))
     means = gained.mean(axis=0)
-    return Calibration(_best_weight(means), judged.name, len(rows), tuple(np.round(means, 6).tolist()))
+    return Calibration(_best_weight(gained), judged.name, len(rows), tuple(np.round(means, 6).tolist()))
 
 
 class _Tokens:
@@ -141,7 +142,18 @@ class _Tokens:
         return [self._known[row] for row in rows]
 
 
-def _best_weight(means: NDArray[np.float64]) -> float:
-    """The weight of the largest mean; among equals the one nearest the middle."""
-    best = np.flatnonzero(means >= means.max() - 1e-12)
-    return min((GRID[i] for i in best), key=lambda weight: (abs(weight - UNCALIBRATED), weight))
+def _best_weight(gained: NDArray[np.float64]) -> float:
+    """The middle of the weights that the sample cannot tell from the best one.
+
+    A mean within one standard error of the best mean, paired by example, is no evidence against its weight (the
+    one-standard-error rule; Breiman et al. 1984). The best of a flat stretch is chance, its middle is not.
+
+    Args:
+        gained: The utility of each sampled example at each weight of `GRID`, shape (sample, weights).
+    """
+    means = gained.mean(axis=0)
+    best = int(means.argmax())
+    errors = (gained[:, [best]] - gained).std(axis=0, ddof=1) / np.sqrt(len(gained))
+    alike = np.flatnonzero(means >= means[best] - errors - 1e-12)
+    middle = (GRID[alike[0]] + GRID[alike[-1]]) / 2
+    return min(GRID, key=lambda weight: (round(abs(weight - middle), 6), abs(weight - UNCALIBRATED)))

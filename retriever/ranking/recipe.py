@@ -228,7 +228,9 @@ class Recipe:
         path = Path(source)
         try:
             return _from_mapping(tomllib.loads(path.read_text(encoding="utf-8")))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except OSError as error:
+            raise InvalidInput(f"recipe {path}: {error.strerror}", expected="a TOML file") from error
+        except ValueError as error:
             raise InvalidInput(f"recipe {path}: {error}", expected="a TOML file") from error
 
     def with_options(self, options: Options) -> Recipe:

@@ -26,13 +26,15 @@ Predicate: TypeAlias = Callable[[Example], bool]
 
 _TOKEN = re.compile(
     r"""\s*(?:
-      (?P<number>-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?(?![\w.]))
+      (?P<number>-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?(?![\w.]))
     | (?P<text>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')
     | (?P<operator>==|!=|<=|>=|<|>|\(|\)|\[|\]|,)
     | (?P<word>[^\W\d][\w-]*(?:\.[\w-]+)*)
     )""",
     re.VERBOSE | re.DOTALL,
 )
+_QUOTED = re.compile(r"\\.|\"", re.DOTALL)
+_AS_JSON = {"\\'": "'", '"': '\\"'}
 _CONSTANTS: Mapping[str, Json] = {"true": True, "false": False, "null": None}
 _KEYWORDS = {"and", "or", "not", "in", *_CONSTANTS}
 _MAX_LENGTH = 10_000
@@ -71,6 +73,10 @@ def equal(first: Json, second: Json) -> bool:
     """Equality of JSON values: true is not 1, and text is not a number."""
     if isinstance(first, bool) or isinstance(second, bool):
         return first is second
+    if isinstance(first, list) and isinstance(second, list):
+        return len(first) == len(second) and all(map(equal, first, second))
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        return first.keys() == second.keys() and all(equal(first[key], second[key]) for key in first)
     return first == second
 
 
@@ -223,25 +229,36 @@ class _Parser:
         if kind == "text":
             return self._text(text)
         if kind == "number":
-            number: Json = json.loads(text)
-            return number
+            return self._number(text)
         if text in _CONSTANTS:
             return _CONSTANTS[text]
         self.place -= 1
         raise self._error("no value")
 
     def _list(self) -> Json:
+        self.depth += 1
+        if self.depth > _MAX_DEPTH:
+            raise self._error("nesting that is too deep")
         items: list[Json] = []
         while not self._accept("]"):
             if items and not self._accept(","):
                 raise self._error("no comma")
             items.append(self._value())
+        self.depth -= 1
         return items
+
+    def _number(self, digits: str) -> Json:
+        try:
+            number: Json = json.loads(digits)
+        except ValueError as error:  # more digits than Python converts
+            self.place -= 1
+            raise self._error("a number that is too long") from error
+        return number
 
     def _text(self, quoted: str) -> str:
         inner = quoted[1:-1]
         if quoted[0] == "'":
-            inner = inner.replace("\\'", "'").replace('"', '\\"')
+            inner = _QUOTED.sub(lambda found: _AS_JSON.get(found[0], found[0]), inner)
         try:
             text: str = json.loads(f'"{inner}"', strict=False)
         except ValueError as error:

@@ -1,0 +1,604 @@
+"""The command line: what each verb prints, where it prints it, and with which exit code it ends."""
+
+import contextlib
+import fcntl
+import http.server
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import cli
+from retriever.errors import IndexMissing, InvalidInput
+from tests.support import build, embed
+
+ROOT = Path(cli.__file__).parent
+PROGRAM = [sys.executable, "-c", "import cli; cli.main()"]
+LATENT = ("--embedder", "latent")
+TICKETS = [
+    {"id": "a", "text": "my card has not arrived", "intent": "card_arrival"},
+    {"id": "b", "text": "the card was eaten by the machine", "intent": "card_swallowed"},
+    {"id": "c", "text": "how do I top up my account", "intent": "top_up"},
+    {"id": "d", "text": "why was my transfer declined", "intent": "declined"},
+]
+NASTY = "red \x1b[31mtext\x07 \u202egnp.exe \x9b2J card"
+UPPER = f"command:{sys.executable} -c 'import sys; print(sys.stdin.read().upper())'"
+
+
+@pytest.fixture(autouse=True)
+def no_debug_left():
+    yield
+    cli._state["debug"] = False
+
+
+def run(*arguments, input=None):
+    return CliRunner().invoke(cli.app, [str(one) for one in arguments], input=input)
+
+
+def ok(*arguments, input=None):
+    result = run(*arguments, input=input)
+    assert result.exit_code == 0, result.stderr
+    return result
+
+
+def data(*arguments, input=None):
+    return json.loads(ok(*arguments, input=input).stdout)
+
+
+def error(code, *arguments, input=None):
+    """The one line on standard error of a command that fails with this exit code."""
+    result = run(*arguments, input=input)
+    assert result.exit_code == code, (result.exit_code, result.stderr)
+    assert result.stdout == ""
+    *_, last = result.stderr.splitlines()
+    assert last.startswith("error: ")
+    assert "Traceback" not in result.stderr
+    return last
+
+
+def jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def environment():
+    return {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100", "TERM": "xterm-256color", "HF_HUB_OFFLINE": "1"}
+
+
+def process(*arguments, **options):
+    return subprocess.run(
+        [*PROGRAM, *map(str, arguments)], env=environment(), capture_output=True, timeout=60, check=False, **options
+    )
+
+
+def on_terminal(*command):
+    """What a program writes to a terminal, and its exit code."""
+    ours, theirs = pty.openpty()
+    child = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment())
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # Linux reports the end of a terminal as an error
+        while block := os.read(ours, 65536):
+            shown += block
+    os.close(ours)
+    return shown.decode(), child.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    return jsonl(tmp_path_factory.mktemp("pool") / "tickets.jsonl", TICKETS)
+
+
+@pytest.fixture
+def index(pool, tmp_path):
+    path = tmp_path / "tickets.index"
+    ok("build", pool, "-o", path, "--input", "text", "--output", "intent", *LATENT)
+    return path
+
+
+@pytest.fixture(scope="module")
+def shared(pool, tmp_path_factory):
+    """An index that no test changes."""
+    path = tmp_path_factory.mktemp("shared") / "tickets.index"
+    ok("build", pool, "-o", path, "--input", "text", "--output", "intent", *LATENT)
+    return path
+
+
+@pytest.fixture(scope="module")
+def nasty(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("nasty")
+    path = jsonl(folder / "p.jsonl", [{"id": NASTY, "input": NASTY, "output": NASTY}, {"input": "b", "output": "c"}])
+    ok("build", path, "-o", folder / "x.index", *LATENT)
+    return folder / "x.index"
+
+
+# Help
+
+
+def command_name(command):
+    return command.name or command.callback.__name__
+
+
+@pytest.mark.parametrize("command", cli.app.registered_commands, ids=command_name)
+def test_each_command_explains_itself_in_a_short_line_and_two_examples(command):
+    name = command_name(command)
+    shown = ok(name, "--help").stdout
+    assert ok(name, "-h").stdout == shown
+    first = command.callback.__doc__.splitlines()[0]
+    assert 0 < len(first) <= 65
+    assert first in shown
+    usage, *examples = [line for line in shown.splitlines() if f"retriever {name}" in line]
+    assert usage.startswith("Usage:")
+    assert len(examples) == 2
+
+
+def test_the_commands_are_the_promised_verbs():
+    verbs = {command_name(command) for command in cli.app.registered_commands}
+    assert {"build", "select", "prompt", "export", "add", "remove", "info", "demo", "ask"} <= verbs
+
+
+def test_help_imports_nothing_heavy():
+    script = (
+        "import sys, cli\nfrom typer.testing import CliRunner\n"
+        "for arguments in (['--help'], ['select', '-h']):\n"
+        "    assert CliRunner().invoke(cli.app, arguments).exit_code == 0\n"
+        "print([m for m in ('torch', 'sklearn', 'sentence_transformers', 'faiss', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], env=environment(), capture_output=True, check=True)
+    assert done.stdout == b"[]\n"
+
+
+def test_the_version_names_the_index_format_and_the_native_parts():
+    shown = ok("--version").stdout
+    assert shown.startswith("demonstration-retriever ")
+    assert all(name in shown for name in ("index format 1", "SQLite", "numpy", "faiss-cpu", "torch"))
+
+
+# The verbs, one after the other
+
+
+def test_the_verbs_work_together_on_json_lines(index, tmp_path):
+    found = data("info", index)
+    assert (found["examples"], found["generation"], found["embedder"]["name"]) == (4, "gen-000001", "latent-semantic")
+
+    selection = data("select", index, "where is my card", "-k", 2)
+    assert [d["rank"] for d in selection["demonstrations"]] == [2, 1]  # as they stand in the prompt
+    assert "a" in [d["id"] for d in selection["demonstrations"]]
+
+    messages = data("prompt", index, "where is my card", "-k", 1)
+    assert [m["role"] for m in messages][-3:] == ["user", "assistant", "user"]
+    assert messages[-1]["content"] == "where is my card"
+    text = ok("prompt", index, "where is my card", "-k", 1, "--format", "text").stdout
+    assert "where is my card" in text
+
+    queries = jsonl(tmp_path / "q.jsonl", [{"id": "q1", "input": "card"}, {"id": "q2", "input": "top up"}])
+    exported = ok("export", index, queries, "-o", tmp_path / "o.jsonl", "-k", 2)
+    assert (exported.stdout, exported.stderr) == ("", f"2 records in {tmp_path / 'o.jsonl'}\n")
+    records = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    assert [one["query_id"] for one in records] == ["q1", "q2"]
+    assert [len(one["demonstration_ids"]) for one in records] == [2, 2]
+
+    new = jsonl(tmp_path / "new.jsonl", [{"id": "e", "text": "freeze the card", "intent": "freeze"}])
+    added = data("add", index, new, "--input", "text", "--output", "intent")
+    assert added == {"added": ["e"], "bad_rows": 0, "examples": 5}
+    assert data("select", index, "freeze", "-k", 1)["demonstrations"][0]["id"] == "e"
+
+    assert data("remove", index, "e", "a") == {"removed": 2, "examples": 3}
+    left = data("select", index, "freeze my card")["demonstrations"]
+    assert {d["id"] for d in left} == {"b", "c", "d"}
+
+
+def test_a_csv_pool_is_read_by_the_named_columns(tmp_path):
+    pool = tmp_path / "faq.csv"
+    pool.write_text('id,question,answer\n1,"where, please, is it","over\nthere"\n2,how much is it,ten\n')
+    made = data("build", pool, "-o", tmp_path / "x.index", "--input", "question", "--output", "answer", *LATENT)
+    assert (made["examples"], made["bad_rows"]) == (2, 0)
+    found = data("select", tmp_path / "x.index", "where is it")["demonstrations"]
+    assert {d["id"]: d["example"]["output"] for d in found} == {"1": "over\nthere", "2": "ten"}
+
+
+def test_of_two_pool_files_the_second_of_an_id_is_set_aside(tmp_path):
+    one = jsonl(tmp_path / "one.jsonl", [{"id": "x", "input": "one", "output": "1"}])
+    two = jsonl(
+        tmp_path / "two.jsonl", [{"id": "y", "input": "two", "output": "2"}, {"id": "x", "input": "3", "output": "3"}]
+    )
+    result = ok("build", one, two, "-o", tmp_path / "x.index", *LATENT)
+    made = json.loads(result.stdout)
+    assert (made["examples"], made["bad_rows"]) == (2, 1)
+    assert f"set aside: {two}:2: duplicate id 'x', first at {one}:1" in result.stderr.replace('"', "'")
+    assert "1 bad rows were set aside" in result.stderr
+
+
+def test_a_dash_reads_the_pool_the_examples_and_the_query_from_standard_input(tmp_path):
+    rows = '{"id": "1", "input": "where is it", "output": "x"}\n{"id": "2", "input": "how much", "output": "y"}\n'
+    path = tmp_path / "x.index"
+    assert data("build", "-", "-o", path, *LATENT, input=rows)["examples"] == 2
+    assert data("add", path, "-", input='{"id": "3", "input": "why", "output": "z"}\n')["added"] == ["3"]
+    assert data("select", path, "-", input="how much\n")["query"]["input"] == "how much"
+    query = data("select", path, "-", "-k", 1, input='{"id": "1", "input": "where is it", "meta": {"n": 1}}')
+    assert query["query"]["id"] == "1"
+    assert query["demonstrations"][0]["id"] != "1"  # the query itself is in the pool
+    out = ok("export", path, "-", "-o", "-", "-k", 1, input='{"id": "q", "input": "why"}\n')
+    assert json.loads(out.stdout)["query_id"] == "q"
+
+
+def test_export_writes_batch_requests_for_a_model(shared, tmp_path):
+    queries = jsonl(tmp_path / "q.jsonl", [{"id": "q", "input": "card"}])
+    ok("export", shared, queries, "-o", tmp_path / "o.jsonl", "--as", "openai-batch", "--model", "m", "-k", 0)
+    request = json.loads((tmp_path / "o.jsonl").read_text())
+    assert (request["custom_id"], request["body"]["model"]) == ("q", "m")
+
+
+def test_export_sets_bad_queries_aside_and_says_how_many(shared, tmp_path):
+    (tmp_path / "q.jsonl").write_text('{"id": "1", "input": "card"}\noops\n')
+    result = ok("export", shared, tmp_path / "q.jsonl", "-o", tmp_path / "o.jsonl")
+    assert "1 bad rows were set aside" in result.stderr
+    assert "1 records in" in result.stderr
+
+
+def test_an_option_overrides_the_recipe_file(shared, tmp_path):
+    (tmp_path / "r.toml").write_text('[select]\nk = 3\n[retrieve]\nmode = "lexical"\n')
+    recipe = data("select", shared, "card", "--recipe", tmp_path / "r.toml", "-k", 1)["recipe"]
+    assert (recipe["select"]["k"], recipe["retrieve"]["mode"]) == (1, "lexical")
+
+
+def test_a_zero_is_a_value_and_not_an_option_left_out(shared, tmp_path):
+    (tmp_path / "r.toml").write_text("[select]\nk = 3\nseed = 9\n[retrieve]\nweight = 0.9\n")
+    zeros = ("-k", 0, "--weight", 0, "--seed", 0)
+    selection = data("select", shared, "card", "--recipe", tmp_path / "r.toml", *zeros)
+    assert selection["demonstrations"] == []
+    recipe = selection["recipe"]
+    assert (recipe["select"]["k"], recipe["select"]["seed"], recipe["retrieve"]["weight"]) == (0, 0, 0.0)
+
+
+def test_build_honours_a_weight_of_zero(pool, tmp_path):
+    fields = ("--input", "text", "--output", "intent")
+    assert data("build", pool, "-o", tmp_path / "x", *fields, "--weight", 0, *LATENT)["fusion"]["weight"] == 0
+
+
+def test_demo_shows_demonstrations_and_the_prompt():
+    shown = ok("demo", "the parcel is late again", "-k", 2, *LATENT).stdout
+    assert "Embedder: latent-semantic." in shown
+    assert "Query: the parcel is late again" in shown
+    assert "2 of " in shown
+    assert shown.index("rank") < shown.index("The prompt") < shown.rindex("the parcel is late again")
+
+
+# Ask
+
+
+def test_ask_prints_the_answer_of_the_program(shared):
+    prompt = ok("prompt", shared, "where is my card", "-k", 1, "--format", "text").stdout
+    answer = ok("ask", shared, "where is my card", "-k", 1, "--backend", UPPER).stdout
+    assert answer.strip() == prompt.upper().strip()
+
+
+def test_ask_explains_which_demonstrations_it_used(shared):
+    shown = ok("ask", shared, "card", "-k", 1, "--backend", UPPER, "--explain").stdout
+    assert "1 of 4 eligible examples" in shown
+    assert "CARD" in shown
+
+
+def test_ask_gives_answer_and_selection_as_json(shared):
+    found = data("ask", shared, "card", "-k", 1, "--backend", UPPER, "--json")
+    assert set(found) == {"answer", "tokens", "selection"}
+    assert "CARD" in found["answer"]
+    assert len(found["selection"]["demonstrations"]) == 1
+
+
+def test_a_program_that_fails_is_an_error_in_one_line(shared):
+    line = error(1, "ask", shared, "card", "--backend", f"command:{sys.executable} -c 'raise SystemExit(3)'")
+    assert "exit code 3" in line
+
+
+# Exit codes
+
+
+def test_a_usage_error_is_2(shared):
+    assert run("select", shared).exit_code == 2
+    assert run("select", shared, "q", "--mode", "psychic").exit_code == 2
+    assert run("nonsense").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "seen"),
+    [
+        (("--weight", 2), "weight = 2"),
+        (("-k", -1), "k = -1"),
+        (("--where", "a =="), "filter"),
+        (("--recipe", "missing.toml"), "missing.toml"),
+        (("--fixed", "zz"), "'zz'"),
+    ],
+)
+def test_a_recipe_that_cannot_be_used_is_2(shared, options, seen):
+    assert seen in error(2, "select", shared, "q", *options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--as", "openai-batch"), ("--as", "demos", "--model", "m"), ("--slot", "nope"), ("--weight", 2)],
+)
+def test_an_export_that_cannot_be_used_is_2_and_leaves_no_file(shared, tmp_path, options):
+    queries = jsonl(tmp_path / "q.jsonl", [{"input": "card"}])
+    error(2, "export", shared, queries, "-o", tmp_path / "o.jsonl", *options)
+    assert not (tmp_path / "o.jsonl").exists()
+
+
+def test_a_query_that_is_not_utf_8_is_2(shared):
+    line = "error: a query that is not UTF-8; expected text in UTF-8"
+    assert error(2, "select", shared, "\udcff card") == line  # as Python hands over a byte of an argument
+    done = process("select", shared, "-", input=b"\xff card")
+    assert (done.returncode, done.stdout, done.stderr) == (2, b"", f"{line}\n".encode())
+
+
+def test_a_missing_index_is_3(tmp_path):
+    for arguments in (("info",), ("select", "q"), ("remove", "a")):
+        line = error(3, arguments[0], tmp_path / "none.index", *arguments[1:])
+        assert "no index at" in line
+        assert "retriever build" in line
+    assert not (tmp_path / "none.index").exists()
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_damage_in_every_generation_is_4_and_in_the_newest_a_note(index, tmp_path, monkeypatch):
+    monkeypatch.setattr("retriever.retriever.COMPACT_AFTER", 0)  # so that one addition publishes a generation
+    data("add", index, jsonl(tmp_path / "n.jsonl", [{"id": "e", "input": "freeze the card", "output": "freeze"}]))
+    first, second = sorted(index.glob("gen-*/vectors.npy"))
+    flip(second)
+    result = ok("select", index, "freeze", "-k", 1)
+    assert json.loads(result.stdout)["generation"] == first.parent.name
+    assert json.loads(result.stdout)["demonstrations"][0]["id"] == "e"
+    assert result.stderr.startswith("note: DAMAGED INDEX")
+    assert result.stderr.count("\n") == 1
+    flip(first)
+    for command in (("info", index), ("select", index, "card")):
+        assert "vectors.npy" in error(4, *command)
+
+
+def test_damage_after_a_rebuild_is_told_once(index, pool):
+    ok("build", pool, "-o", index, "--input", "text", "--output", "intent", "--overwrite", *LATENT)
+    flip(sorted(index.glob("gen-*/vectors.npy"))[-1])
+    result = run("select", index, "card")
+    assert result.exit_code in (0, 4)
+    assert result.stderr.count("DAMAGED INDEX") <= 1
+    assert "try again" not in result.stderr
+
+
+class Endpoint(http.server.BaseHTTPRequestHandler):
+    """An embeddings endpoint that gives every text a vector of its length."""
+
+    def do_POST(self):
+        texts = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["input"]
+        vectors = [{"object": "embedding", "index": i, "embedding": [1.0, len(text)]} for i, text in enumerate(texts)]
+        body = json.dumps({"object": "list", "model": "m", "data": vectors}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments):
+        """Nothing is logged."""
+
+
+def test_an_embedder_of_another_kind_is_5(shared):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Endpoint) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        done = process("select", shared, "card", "--embedder", "openai:m", "--embedder-url", url)
+        server.shutdown()
+        thread.join()
+    assert (done.returncode, done.stdout) == (5, b""), done.stderr
+    assert done.stderr.startswith(b"error: embedder openai:m (2 dimensions")
+    assert b"expected latent-semantic" in done.stderr
+    assert done.stderr.count(b"\n") == 1
+
+
+@pytest.fixture
+def of_a_function(tmp_path):
+    rows = [{"input": row["text"], "output": row["intent"]} for row in TICKETS]
+    build(rows, tmp_path / "f.index", embedder=embed).close()
+    return tmp_path / "f.index"
+
+
+def test_an_embedder_that_only_its_owner_has_is_5(of_a_function):
+    assert "which only its owner can bring" in error(5, "select", of_a_function, "card")
+
+
+def test_latent_for_an_index_of_another_embedder_is_5(of_a_function):
+    error(5, "select", of_a_function, "card", *LATENT)
+
+
+def test_an_index_whose_lock_another_process_holds_is_6(index, tmp_path):
+    script = "import fcntl, sys; f = open(sys.argv[1], 'r+'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True)"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", f"{script}; sys.stdin.read()", index / "LOCK"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with holder:
+        assert holder.stdout.readline() == b"held\n"
+        error(6, "remove", index, "a")
+        error(6, "add", index, jsonl(tmp_path / "n.jsonl", [{"input": "x", "output": "y"}]))
+        assert data("info", index)["examples"] == 4  # a reader does not wait for writers
+        holder.stdin.close()
+    assert data("remove", index, "a") == {"removed": 1, "examples": 3}
+
+
+def test_bad_rows_under_strict_are_7_and_change_nothing(index, tmp_path):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"id": "n", "input": "new", "output": "x"}\nnot json\n')
+    assert "1 bad row" in error(7, "build", bad, "-o", tmp_path / "b.index", "--strict", *LATENT)
+    assert not (tmp_path / "b.index").exists()
+    error(7, "add", index, bad, "--strict")
+    assert data("info", index)["examples"] == 4
+    error(7, "export", index, bad, "-o", tmp_path / "o.jsonl", "--strict")
+    assert not (tmp_path / "o.jsonl").exists()
+
+
+def test_a_pool_without_a_usable_row_is_7(pool, tmp_path):
+    assert "no usable row" in error(7, "build", pool, "-o", tmp_path / "x.index", *LATENT)
+
+
+def test_an_interrupt_is_130_and_leaves_nothing(tmp_path):
+    path = tmp_path / "x.index"
+    child = subprocess.Popen(
+        [*PROGRAM, "build", "-", "-o", str(path), *LATENT],
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + 30
+    while not held(path / "LOCK"):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.2)
+    child.send_signal(signal.SIGINT)
+    assert child.wait(timeout=30) == 130
+    assert child.communicate() == (b"", b"interrupted; nothing half-done was left\n")
+    assert not path.exists()
+
+
+def held(path):
+    if not path.exists():
+        return False
+    with path.open("r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def test_an_error_is_one_line_of_a_real_process(tmp_path):
+    done = process("info", tmp_path / "none.index")
+    assert (done.returncode, done.stdout) == (3, b"")
+    assert done.stderr.count(b"\n") == 1
+    assert done.stderr.startswith(b"error: no index at ")
+
+
+def test_the_module_runs_as_a_program(shared):
+    done = subprocess.run([sys.executable, "-m", "cli", "info", shared], cwd=ROOT, capture_output=True, check=True)
+    assert json.loads(done.stdout)["examples"] == 4
+
+
+def test_debug_lets_the_error_through(shared, tmp_path):
+    assert isinstance(run("--debug", "info", tmp_path / "none.index").exception, IndexMissing)
+    assert isinstance(run("--debug", "select", shared, "q", "--weight", 2).exception, InvalidInput)
+
+
+def test_debug_holds_for_one_run_only(tmp_path):
+    run("--debug", "info", tmp_path / "none.index")
+    assert error(3, "info", tmp_path / "none.index").startswith("error: ")
+
+
+# Terminals
+
+
+def test_a_terminal_gets_a_table_without_colour_or_bar(shared):
+    shown, code = on_terminal(*PROGRAM, "select", str(shared), "card", "-k", "2")
+    assert code == 0
+    head, *rows = shown.splitlines()
+    assert head.split() == ["rank", "score", "dense", "lexical", "id", "example"]
+    assert [row.split()[0] for row in rows if "→" in row] == ["1", "2"]
+    assert "\x1b" not in shown
+
+
+def test_json_on_a_terminal_is_asked_for(shared):
+    shown, code = on_terminal(*PROGRAM, "select", str(shared), "card", "-k", "1", "--json")
+    assert code == 0
+    assert json.loads(shown)["query"]["input"] == "card"
+    assert shown.startswith("{\r\n  ")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("select", "--explain"), ("select", "--json"), ("prompt", "--format=text"), ("prompt", "--format=messages")],
+    ids=" ".join,
+)
+def test_what_a_pool_holds_cannot_steer_the_terminal(nasty, command):
+    verb, option = command
+    shown, code = on_terminal(*PROGRAM, verb, str(nasty), "card", option)
+    assert code == 0
+    assert not set(shown) & {"\x1b", "\x07", "\x9b", "\u202e"}
+    assert "gnp.exe" in shown
+
+
+def test_an_error_that_quotes_data_cannot_steer_the_terminal(nasty):
+    shown, code = on_terminal(*PROGRAM, "remove", str(nasty), "\x1b[31m\u202e")
+    assert code == 2
+    assert not set(shown) & {"\x1b", "\u202e"}
+
+
+def test_json_escapes_control_characters_and_keeps_their_values(nasty):
+    result = ok("select", nasty, "card")
+    assert not set(result.stdout) & {"\x1b", "\x07", "\x9b", "\u202e"}
+    found = {d["id"]: d for d in json.loads(result.stdout)["demonstrations"]}
+    assert found[NASTY]["example"]["input"] == found[NASTY]["example"]["output"] == NASTY
+
+
+def test_json_keeps_characters_beyond_the_first_plane(capsys):
+    value = {"text": "日本 é 🏳 \U000e0041 \x85", "n": 1}
+    cli._emit(value)
+    shown = capsys.readouterr().out
+    assert json.loads(shown) == value
+    assert "日本 é 🏳 \\udb40\\udc41 \\u0085" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("a\tb", "a\\tb"), ("\x1b[0m", "\\x1b[0m"), ("\u2066x", "\\u2066x"), ("é→日", "é→日"), ("\x9b", "\\x9b")],
+)
+def test_printable_shows_what_it_cannot_print_as_an_escape(text, shown):
+    assert cli.printable(text) == shown
+
+
+def test_printable_cuts_after_escaping():
+    assert cli.printable("abcdef", width=6) == "abcdef"
+    assert cli.printable("abcdefg", width=6) == "abcde…"
+    assert cli.printable("\x1b" * 3, width=6) == "\\x1b\\…"
+
+
+WORK = (
+    "import cli, time\nwith cli._progress() as told:\n    told('embedding', 1, 3)\n    time.sleep({pause})\n"
+    "    told('embedding', 2, 3)\n    time.sleep(.3)\nprint('done')"
+)
+
+
+def test_a_bar_appears_on_a_terminal_for_long_work_only():
+    shown, _ = on_terminal(sys.executable, "-c", WORK.format(pause=0))
+    assert shown == "done\r\n"
+    shown, _ = on_terminal(sys.executable, "-c", WORK.format(pause=1.1))
+    assert "embedding" in shown
+    assert "2/3" in shown
+
+
+def test_no_bar_appears_in_a_pipe(capsys):
+    with cli._progress() as told:
+        told("embedding", 1, 3)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_reader_that_leaves_is_no_error(shared):
+    child = subprocess.Popen(
+        [*PROGRAM, "info", str(shared)], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    child.stdout.close()
+    assert child.stderr.read() == b""
+    child.stderr.close()
+    child.wait(timeout=30)

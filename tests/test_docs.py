@@ -1,0 +1,328 @@
+"""The documents say what is so: every block of code in them is run, every name in them exists.
+
+Blocks by language tag, the only ones allowed:
+
+    python       executed, all of a document in one namespace and one directory
+    output       directly after a python block: what it printed
+    console      lines that start with "$ " are run by bash in that directory, "> " continues one; the other lines are
+                 what it printed, standard output first. Standard output is a terminal of 100 columns.
+    toml         loaded as a recipe, or as a template when it is introduced by <!-- template -->
+    text         not run: a picture, a layout, or a command that installs something (those are listed in NOT_RUN)
+
+Shown and real output are compared after `normalised`: seconds in parentheses, such as "(0.3 s)", count as equal.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import os
+import pty
+import re
+import socket
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import pytest
+import typer.main
+
+import cli
+from indexes.generation import Generation
+from retriever import EmbedderSettings, IndexSettings, Recipe, Retriever, errors
+from retriever.backends import _FORMS
+from retriever.export import FORMS
+from retriever.formats import Limits
+from retriever.prompting import TEMPLATES, load_template
+from retriever.query_encoder import QueryEncoder
+from retriever.ranking.guard import LEVELS
+from retriever.retriever import COMPACT_AFTER
+from tests.support import fail
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = ("README.md", "FORMAT.md", "SECURITY.md", "CHANGELOG.md")
+TAGS = {"python", "output", "console", "toml", "text"}
+NOT_RUN = {"scripts/demo", "scripts/test", "pip install -c constraints.txt '.[offline]'"}
+COLUMNS = 100
+
+_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_NAME = re.compile(r"`((?:[\w.-]+/)*[\w-]+\.(?:py|md|txt|toml)|(?:scripts|benchmarks|tests)/[\w./-]*)`")
+
+
+class Block(NamedTuple):
+    tag: str
+    code: str
+    line: int
+    before: str
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def blocks(name: str) -> list[Block]:
+    text = read(name)
+    return [
+        Block(match[1], match[2], text.count("\n", 0, match.start()) + 1, text[: match.start()].rstrip())
+        for match in _BLOCK.finditer(text)
+    ]
+
+
+def section(name: str, title: str) -> str:
+    found = re.search(rf"^#+ {re.escape(title)}\n(.*?)(?=^#|\Z)", read(name), re.MULTILINE | re.DOTALL)
+    assert found, f"{name} has no section {title!r}"
+    return found[1]
+
+
+def table(text: str) -> list[list[str]]:
+    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row] for row in rows[2:]]
+
+
+def normalised(text: str) -> str:
+    seconds = re.sub(r"\(\d+\.\d+ s\)", "(… s)", text.replace("\r\n", "\n"))
+    return "\n".join(line.rstrip() for line in seconds.strip("\n").split("\n"))
+
+
+def steps(block: Block) -> Iterator[tuple[str, str]]:
+    """Each command of a console block with the output that is shown for it."""
+    commands: list[list[str]] = []
+    shown: list[list[str]] = []
+    for line in block.code.splitlines():
+        if line.startswith("$ "):
+            commands.append([line[2:]])
+            shown.append([])
+        elif line.startswith("> ") and not shown[-1]:
+            commands[-1].append(line[2:])
+        else:
+            shown[-1].append(line)
+    yield from (("\n".join(c), "\n".join(s)) for c, s in zip(commands, shown, strict=True))
+
+
+def shell(command: str, directory: Path) -> str:
+    """What a command prints, standard output being a terminal."""
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+        "HOME": str(directory),
+        "LANG": "C.UTF-8",
+        "COLUMNS": str(COLUMNS),
+        "TERM": "dumb",
+        "HF_HUB_OFFLINE": "1",
+    }
+    master, terminal = pty.openpty()
+    printed = bytearray()
+    with (directory / ".stderr").open("w+b") as complaints:
+        process = subprocess.Popen(
+            ["bash", "-c", command],
+            cwd=directory,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=terminal,
+            stderr=complaints,
+        )
+        os.close(terminal)
+        with contextlib.suppress(OSError):  # a terminal whose last writer is gone gives an error on Linux, not an end
+            while chunk := os.read(master, 65536):
+                printed += chunk
+        os.close(master)
+        process.wait(timeout=60)
+        complaints.seek(0)
+        return printed.decode() + complaints.read().decode()
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_block_has_one_of_the_known_tags(name: str) -> None:
+    assert {block.tag for block in blocks(name)} <= TAGS
+    assert len(re.findall(r"^ *```", read(name), re.MULTILINE)) == 2 * len(blocks(name))
+
+
+@pytest.mark.parametrize("name", [n for n in DOCUMENTS if {"python", "console"} & {b.tag for b in blocks(n)}])
+def test_every_block_prints_what_is_shown(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    ran = 0
+    printed = ""
+    for block in blocks(name):
+        where = f"{name}:{block.line}"
+        if block.tag == "python":
+            assert not printed, f"the output before {where} is not shown"
+            with contextlib.redirect_stdout(io.StringIO()) as output:
+                exec(compile("\n" * block.line + block.code, where, "exec"), namespace)
+            printed = output.getvalue()
+            ran += 1
+        elif block.tag == "output":
+            assert normalised(block.code) == normalised(printed), where
+            printed = ""
+        elif block.tag == "console":
+            for command, shown in steps(block):
+                assert normalised(shell(command, tmp_path)) == normalised(shown), f"{where}: {command}"
+                ran += 1
+    assert not printed
+    assert ran > 0
+
+
+def test_every_toml_block_is_a_recipe_or_a_template(tmp_path: Path) -> None:
+    found = [(name, block) for name in DOCUMENTS for block in blocks(name) if block.tag == "toml"]
+    assert len(found) >= 2
+    for name, block in found:
+        path = tmp_path / "block.toml"
+        path.write_text(block.code, encoding="utf-8")
+        if block.before.endswith("<!-- template -->"):
+            assert load_template(path).name == tomllib.loads(block.code)["name"]
+        else:
+            sections = tomllib.loads(block.code)
+            recipe = Recipe.of(path).to_dict()
+            assert all(recipe[s][k] == v for s, keys in sections.items() for k, v in keys.items()), (name, block.line)
+
+
+def test_exactly_the_commands_that_install_something_are_not_run() -> None:
+    first_words = {"scripts", "pip", "retriever", "python"}
+    commands = {
+        line.split("  #")[0].rstrip()
+        for block in blocks("README.md")
+        if block.tag == "text"
+        for line in block.code.splitlines()
+        if re.split(r"[ /]", line)[0] in first_words
+    }
+    assert commands == NOT_RUN
+    scripts = {command for command in NOT_RUN if command.startswith("scripts/")}
+    assert all(os.access(ROOT / script, os.X_OK) for script in scripts)
+
+
+def test_the_newest_version_of_the_changelog_is_that_of_the_project() -> None:
+    versions = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - (\d{4}-\d\d-\d\d)$", read("CHANGELOG.md"), re.MULTILINE)
+    assert versions[0][0] == tomllib.loads(read("pyproject.toml"))["project"]["version"]
+    assert versions == sorted(versions, key=lambda v: [int(part) for part in v[0].split(".")], reverse=True)
+
+
+def own_files() -> list[Path]:
+    skipped = {".venv", ".git", "__pycache__", "build", "dist", "shared"}
+    kinds = {".py", ".md", ".toml", ".txt", ".jsonl", ""}
+    places = [ROOT / place for place in ("indexes", "retriever", "tests", "benchmarks", "scripts", ".ci")]
+    files = [*ROOT.glob("*"), *(file for place in places for file in place.rglob("*"))]
+    return [f for f in files if f.is_file() and f.suffix in kinds and not skipped & set(f.relative_to(ROOT).parts)]
+
+
+def test_no_file_mentions_a_path_of_somebodys_machine() -> None:
+    homes = tuple("/" + name + "/" for name in ("work", "root"))
+    files = own_files()
+    assert len(files) > 50
+    found = [
+        f"{file.relative_to(ROOT)}:{number}"
+        for file in files
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1)
+        # A path, not the middle of an address such as https://host/work/.
+        if any(re.search(rf"(?<![\w.\-]){home}", line) for home in homes)
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_file_that_is_named_exists(name: str) -> None:
+    named = set(_NAME.findall(read(name)))
+    written = set(re.findall(r"[\w.-]+\.(?:toml|py|md|txt)", " ".join(b.code for b in blocks(name))))
+    missing = [
+        n for n in sorted(named - written) if not any((base / n).exists() for base in (ROOT, ROOT / "retriever"))
+    ]
+    assert missing == []
+    assert named or name == "CHANGELOG.md"
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_relative_links_lead_to_files_and_headings(name: str) -> None:
+    targets = [target for target in _LINK.findall(read(name)) if not target.startswith(("http://", "https://"))]
+    assert targets
+    for target in targets:
+        file, _, anchor = target.partition("#")
+        assert (ROOT / (file or name)).is_file(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", read(file or name), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}, target
+
+
+def test_the_table_of_exit_codes_is_that_of_the_errors() -> None:
+    kinds = [getattr(errors, name) for name in errors.__all__]
+    table_says = {
+        name: int(code.strip("`"))
+        for code, _, names in table(section("README.md", "Exit codes"))
+        for name in re.findall(r"`(\w+)`", names)
+    }
+    assert table_says == {kind.__name__: kind.exit_code for kind in kinds}
+
+
+def test_every_command_and_no_other_is_documented() -> None:
+    group = typer.main.get_command(cli.app)
+    assert isinstance(group, click.Group) or hasattr(group, "commands")
+    documented = {row[0].strip("`").split()[1] for row in table(section("README.md", "Commands"))}
+    assert documented == set(group.commands)
+
+
+@pytest.mark.parametrize("title", ["Leak guard", "Templates", "Backends", "Batch export"])
+def test_tables_list_exactly_what_exists(title: str) -> None:
+    exists = {
+        "Leak guard": set(LEVELS),
+        "Templates": set(TEMPLATES),
+        "Backends": {re.split(":", form)[0] for form in re.findall(r"[\w-]+:[A-Z]", _FORMS)},
+        "Batch export": set(FORMS),
+    }[title]
+    first = {row[0].strip("`").split(":")[0] for row in table(section("README.md", title))}
+    assert first == exists
+
+
+def test_numbers_in_the_documents_are_those_of_the_code() -> None:
+    assert f"{COMPACT_AFTER:,} changes" in read("FORMAT.md")
+    assert f"{Limits().field_bytes // 2**20} MiB" in section("README.md", "Input")
+
+
+def tests_in(name: str) -> set[str]:
+    tree = ast.parse(read(name))
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
+def test_every_promise_names_tests_that_exist() -> None:
+    promised = re.findall(r"`(tests/\w+\.py)::(\w+)`", read("SECURITY.md"))
+    assert len(promised) >= 15
+    assert [f"{file}::{test}" for file, test in promised if test not in tests_in(file)] == []
+    assert all(re.search(r"`tests/\w+\.py::", row[-1]) for row in table(section("SECURITY.md", "What is promised")))
+
+
+def test_an_endpoint_that_only_an_index_names_is_asked_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-must-not-leave")
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
+        stored = {
+            "name": "openai:m",
+            "dim": 2,
+            "fingerprint": "2:00",
+            "prompts": {"query": "", "example": ""},
+            "settings": asdict(EmbedderSettings("openai:m", base_url=url)),
+        }
+        encoder = QueryEncoder(Generation(1, tmp_path / "gen-000001", {"embedder": stored}, {}), None, fail)
+        with pytest.raises(errors.Incompatible, match=re.escape(f"OPENAI_BASE_URL={url}")) as refusal:
+            encoder.queries(["hello"])
+        with pytest.raises(BlockingIOError):
+            server.accept()
+    assert "sk-must-not-leave" not in str(refusal.value)
+
+
+def test_the_format_document_describes_every_file_of_an_index(tmp_path: Path) -> None:
+    pool = [{"input": f"text {i}", "output": str(i), "label": str(i % 2)} for i in range(40)]
+    settings = IndexSettings(ann="HNSW8")
+    with Retriever.build(pool, tmp_path / "i", embedder="latent", settings=settings, weight=0.5) as built:
+        built.add({"input": "one more", "output": "x"})
+    text = read("FORMAT.md")
+    names = {path.name for path in (tmp_path / "i").rglob("*")}
+    assert {"CURRENT", "LOCK", "pool.sqlite", "ann.faiss", "embedder_idf.npy", "manifest.json"} <= names
+    assert [n for n in sorted(names) if f"`{n}`" not in text and not re.fullmatch(r"gen-\d+|pool.sqlite-\w+", n)] == []
+    arrays = {row[0].strip("`") for row in table(section("FORMAT.md", "Arrays"))}
+    assert arrays == {n for n in names if n.endswith(".npy")}

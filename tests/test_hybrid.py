@@ -1,0 +1,105 @@
+"""HybridIndex against a float64 oracle that scores every row and sorts by (-score, row)."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
+
+from indexes.dense import AnnIndex, DenseIndex, Segment, exact_scores
+from indexes.hybrid import Fusion, HybridIndex, Query
+from indexes.lexical import BM25Index, Postings
+
+DIM = 4
+WEIGHTS = [0.0, 1e-12, 0.3, 0.5, 1.0]
+# Few distinct vectors make many ties; the last two nearly oppose the first.
+PALETTE = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [1, 1, 0, 0], [0] * 4, [-1, 0, 0, 0], [-1, 1e-4, 0, 0]], np.float32)
+PALETTE[2] /= np.sqrt(np.float32(2))
+
+fusions = st.builds(
+    Fusion,
+    st.sampled_from(["hybrid", "dense", "lexical"]),
+    st.sampled_from(WEIGHTS),
+    st.sampled_from(["convex", "rrf"]),
+)
+rows_of = st.lists(st.tuples(st.integers(0, 5), st.lists(st.sampled_from("abc"), max_size=3)), max_size=12)
+asked = st.builds(lambda i, terms: Query(PALETTE[i], tuple(terms)), st.integers(0, 5), st.lists(st.sampled_from("abz")))
+
+
+def index_of(rows, alive=None):
+    vectors = PALETTE[np.array([i for i, _ in rows], dtype=np.int64)]
+    return HybridIndex(
+        DenseIndex([Segment.of(vectors)]), BM25Index([Postings.from_documents(t for _, t in rows)]), alive
+    )
+
+
+def oracle(rows, query, mask, k, fusion):
+    everything = index_of(rows).lexical
+    here = [row for row in range(len(rows)) if mask[row]]
+    dense = exact_scores(PALETTE[[rows[row][0] for row in here]].reshape(-1, DIM), query.vector)
+    lexical = everything.scores(query.terms)[here]
+    directed, known = bool(query.vector.any()), everything.knows(query.terms)
+    if not (directed or known):
+        return here[:k]
+    if (fusion.mode == "lexical" and known) or not directed:
+        score = lexical
+    elif fusion.mode == "dense" or not known:
+        score = dense
+    elif fusion.rule == "rrf":
+        ranks = [np.argsort(np.argsort(-channel, kind="stable")) + 1 for channel in (dense, lexical)]
+        score = 2 * fusion.weight / (60 + ranks[0]) + 2 * (1 - fusion.weight) / (60 + ranks[1])
+    elif fusion.weight in (0, 1):
+        score = dense if fusion.weight else lexical
+    else:
+        top_dense, top_lexical = max(dense, default=-1), max(lexical, default=0)
+        a = (dense + 1) / (top_dense + 1) if top_dense > -1 else 0 * dense
+        b = lexical / top_lexical if top_lexical > 0 else 0 * lexical
+        score = fusion.weight * a + (1 - fusion.weight) * b
+    return [here[i] for i in sorted(range(len(here)), key=lambda i: (-score[i], here[i]))][:k]
+
+
+@given(rows_of, asked, fusions, st.integers(0, 15), st.data())
+def test_rank_equals_the_oracle_and_describe_equals_rank(rows, query, fusion, k, data):
+    mask = np.array(data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows))), dtype=bool)
+    index = index_of(rows)
+    scores = index.score([query], [mask])[0]
+    hits = index.rank(scores, k, fusion)
+    assert hits.rows.tolist() == oracle(rows, query, mask, k, fusion)
+    assert (np.diff(hits.fused) <= 0).all()
+    again = index.describe(scores, hits.rows, fusion)
+    for name in ("rows", "fused", "dense", "lexical"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(hits, name))
+    assert index.rank(scores, 3, fusion).rows.tolist() == index.rank(scores, 8, fusion).rows.tolist()[:3]
+    alive = index_of(rows, mask)
+    assert alive.rank(alive.score([query])[0], k, fusion).rows.tolist() == hits.rows.tolist()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_query_alone_in_a_block_or_on_more_threads_has_the_same_hits(threads):
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(2000, 48)).astype(np.float32)
+    vectors[1000:] = vectors[:1000]
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    terms = [[str(row % 7), "x" * (row % 3)] for row in range(2000)]
+    index = HybridIndex(DenseIndex([Segment.of(vectors)]), BM25Index([Postings.from_documents(terms)]))
+    block = [Query(vectors[row], (str(row % 7),)) for row in range(20)]
+    with threadpool_limits(1):
+        alone = [index.rank(index.score([query])[0], 8, Fusion()) for query in block]
+    with threadpool_limits(threads):
+        together = [index.rank(scores, 8, Fusion()) for scores in index.score(block)]
+    for a, b in zip(alone, together, strict=True):
+        assert (a.rows.tolist(), a.fused.tolist()) == (b.rows.tolist(), b.fused.tolist())
+
+
+def test_a_filter_that_lets_nothing_through_a_faiss_index_gives_no_hits():
+    dense = DenseIndex([Segment.of(PALETTE[:3])], AnnIndex.build("HNSW16", PALETTE[:3]))
+    index = HybridIndex(dense, BM25Index([Postings.from_documents([["a"]] * 3)]))
+    scores = index.score([Query(PALETTE[0], ("a",))], [np.zeros(3, dtype=bool)])[0]
+    assert len(index.rank(scores, 2, Fusion())) == 0
+
+
+def test_the_bits_of_an_exact_score_do_not_depend_on_neighbours_or_memory_order():
+    vectors = np.random.default_rng(1).normal(size=(50, 33)).astype(np.float32)
+    together = exact_scores(vectors, vectors[0]).tolist()
+    assert exact_scores(np.asfortranarray(vectors), vectors[0]).tolist() == together
+    assert [exact_scores(vectors[i : i + 1], vectors[0])[0] for i in range(50)] == together

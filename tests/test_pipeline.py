@@ -1,0 +1,261 @@
+"""The ranker against a brute-force oracle: fuse the unblocked rows only, sort all of them, cut."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from indexes.dense import DenseIndex, Segment
+from indexes.hybrid import Fusion, HybridIndex, Query
+from indexes.lexical import BM25Index, Postings
+from retriever.ranking.pipeline import Ranked, rank
+from retriever.ranking.recipe import Recipe
+from retriever.ranking.seeding import permutation
+from retriever.ranking.strategies import STRATEGIES
+
+ROWS, DIM = 60, 4
+TERMS = [f"t{i}" for i in range(8)]
+
+
+def make(seed: int) -> tuple[HybridIndex, np.ndarray, list[list[str]], Query]:
+    random = np.random.Generator(np.random.PCG64(seed))
+    vectors = random.standard_normal((ROWS + 1, DIM)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors[7] = vectors[3]  # the same direction twice: a tie that the row decides
+    documents = [[TERMS[j] for j in random.integers(0, 8, size=random.integers(1, 6))] for _ in range(ROWS)]
+    documents[7] = documents[3]
+    index = HybridIndex(DenseIndex([Segment.of(vectors[:-1])]), BM25Index([Postings.from_documents(documents)]))
+    return index, vectors[:-1], documents, Query(vectors[-1], ("t0", "t1", "t2"))
+
+
+POOLS = [make(seed) for seed in range(3)]
+
+
+def bm25(documents: list[list[str]], terms: tuple[str, ...]) -> np.ndarray:
+    """BM25 in the variant `lucene`, written down from its formula."""
+    lengths = np.array([len(document) for document in documents])
+    scores = np.zeros(len(documents))
+    for term in terms:
+        counts = np.array([document.count(term) for document in documents], dtype=float)
+        containing = int((counts > 0).sum())
+        idf = np.log(1 + (len(documents) - containing + 0.5) / (containing + 0.5))
+        scores += idf * counts * 2.5 / (counts + 1.5 * (0.25 + 0.75 * lengths / lengths.mean()))
+    return scores
+
+
+def oracle(pool: int, fusion: Fusion, blocked: frozenset[int], rows: list[int]) -> list[tuple[int, float]]:
+    """All unblocked rows with their fused scores, best first."""
+    _, vectors, documents, query = POOLS[pool]
+    left = np.array([row for row in rows if row not in blocked], dtype=int)
+    if not len(left):
+        return []
+    dense = (vectors[left].astype(float) * query.vector.astype(float)).sum(axis=1)
+    lexical = bm25(documents, query.terms)[left]
+    dense_part = (dense + 1) / (dense.max() + 1)
+    lexical_part = lexical / lexical.max() if lexical.max() > 0 else np.zeros(len(left))
+    if fusion.mode != "hybrid":
+        fused = dense if fusion.mode == "dense" else lexical
+    elif fusion.rule == "rrf":
+        fused = np.zeros(len(left))
+        for weight, channel in ((fusion.weight, dense), (1 - fusion.weight, lexical)):
+            for place, at in enumerate(sorted(range(len(left)), key=lambda i: (-round(channel[i], 12), i)), start=1):
+                fused[at] += 2 * weight / (fusion.rrf_k + place)
+    else:
+        fused = fusion.weight * dense_part + (1 - fusion.weight) * lexical_part
+    order = sorted(range(len(left)), key=lambda i: (-round(fused[i], 12), left[i]))
+    return [(int(left[i]), float(fused[i])) for i in order]
+
+
+def run(
+    pool: int, fusion: Fusion, blocked: frozenset[int], *, fixed=(), eligible=None, query_id="q", **select
+) -> Ranked:
+    index, _, _, query = POOLS[pool]
+    asked: list[int] = []
+
+    def check(rows) -> list[str | None]:
+        asked.extend(rows.tolist())
+        return [f"blocked {row}" if row in blocked else None for row in rows.tolist()]
+
+    [scores] = index.score([query], [eligible])
+    ranked = rank(
+        index,
+        scores,
+        Recipe.of({"select": select}),
+        fusion=fusion,
+        fixed=np.array(fixed, dtype=np.int64),
+        check=check,
+        query_id=query_id,
+    )
+    assert len(asked) == len(set(asked))  # the guard never looks at a row twice
+    assert ranked.blocked == {row: f"blocked {row}" for row in asked if row in blocked}
+    return ranked
+
+
+def rows_of(ranked: Ranked) -> list[int]:
+    return ranked.hits.rows.tolist()
+
+
+pools = st.sampled_from(range(len(POOLS)))
+fusions = st.builds(
+    Fusion,
+    st.sampled_from(["hybrid", "hybrid", "dense", "lexical"]),
+    st.sampled_from([0.1, 0.3, 0.5, 0.8]),
+    st.just("convex"),
+)
+rank_fusions = st.builds(
+    Fusion, st.just("hybrid"), st.sampled_from([0.1, 0.5, 0.8]), st.just("rrf"), st.sampled_from([1, 60])
+)
+blocks = st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.0]).flatmap(
+    lambda share: st.lists(st.floats(0, 1, exclude_max=True), min_size=ROWS, max_size=ROWS).map(
+        lambda drawn: frozenset(row for row, value in enumerate(drawn) if value < share)
+    )
+)
+
+
+def leading(pool: int, count: int) -> frozenset[int]:
+    """The rows that stand first in either channel: those whose removal moves the scale."""
+    everything = list(range(ROWS))
+    return frozenset(
+        row for mode in ("dense", "lexical") for row, _ in oracle(pool, Fusion(mode), frozenset(), everything)[:count]
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(pools, fusions, blocks, st.integers(0, 70), st.integers(0, 10))
+def test_the_top_k_is_that_of_the_fusion_over_the_unblocked_rows_alone(pool, fusion, blocked, k, leaders):
+    blocked |= leading(pool, leaders)
+    ranked = run(pool, fusion, blocked, k=k)
+    wanted = oracle(pool, fusion, blocked, list(range(ROWS)))[:k]
+    assert rows_of(ranked) == [row for row, _ in wanted]
+    np.testing.assert_allclose(ranked.hits.fused, [score for _, score in wanted], rtol=0, atol=1e-12)
+    assert ranked.fixed == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(pools, fusions, blocks, st.sets(st.integers(0, ROWS - 1)), st.integers(0, 20))
+def test_filter_and_guard_together_leave_what_the_oracle_leaves(pool, fusion, blocked, eligible, k):
+    mask = np.isin(np.arange(ROWS), list(eligible))
+    ranked = run(pool, fusion, blocked, k=k, eligible=mask)
+    assert rows_of(ranked) == [row for row, _ in oracle(pool, fusion, blocked, sorted(eligible))[:k]]
+
+
+@settings(max_examples=80, deadline=None)
+@given(pools, fusions, blocks, st.integers(0, 20), st.integers(0, 20), st.sampled_from(["top", "random"]))
+def test_fewer_are_always_a_prefix_of_more(pool, fusion, blocked, few, many, strategy):
+    few, many = sorted((few, many))
+    less, more = (run(pool, fusion, blocked, k=k, strategy=strategy) for k in (few, many))
+    assert rows_of(less) == rows_of(more)[:few]
+    np.testing.assert_array_equal(less.hits.fused, more.hits.fused[:few])
+
+
+RANKS = pytest.mark.xfail(reason="ranks count blocked rows that the guard was not asked about", strict=True)
+
+
+@RANKS
+def test_a_blocked_row_below_the_cut_counts_in_no_rank():
+    fusion, everything = Fusion(rule="rrf", rrf_k=1), list(range(ROWS))
+    for row in everything:
+        blocked = frozenset([row])
+        ranked = run(0, fusion, blocked, k=20)
+        wanted = oracle(0, fusion, blocked, everything)[:20]
+        assert rows_of(ranked) == [r for r, _ in wanted]
+        np.testing.assert_allclose(ranked.hits.fused, [score for _, score in wanted], rtol=0, atol=1e-12)
+
+
+@RANKS
+def test_fewer_are_a_prefix_of_more_under_reciprocal_ranks_with_a_guard():
+    fusion, blocked = Fusion(rule="rrf", rrf_k=1), frozenset(range(1, ROWS, 2))
+    longest = run(0, fusion, blocked, k=30)
+    for k in range(30):
+        less = run(0, fusion, blocked, k=k)
+        assert rows_of(less) == rows_of(longest)[:k]
+        np.testing.assert_array_equal(less.hits.fused, longest.hits.fused[:k])
+
+
+@settings(max_examples=60, deadline=None)
+@given(pools, rank_fusions, st.integers(0, 70))
+def test_reciprocal_ranks_agree_with_the_oracle_where_nothing_is_blocked(pool, fusion, k):
+    ranked = run(pool, fusion, frozenset(), k=k)
+    wanted = oracle(pool, fusion, frozenset(), list(range(ROWS)))[:k]
+    assert rows_of(ranked) == [row for row, _ in wanted]
+    np.testing.assert_allclose(ranked.hits.fused, [score for _, score in wanted], rtol=0, atol=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(pools, blocks, st.integers(0, 70), st.integers(), st.text(max_size=5))
+def test_random_is_the_seeded_permutation_of_the_unblocked_rows_and_repeats_none(pool, blocked, k, seed, query_id):
+    rows = rows_of(run(pool, Fusion(), blocked, strategy="random", k=k, seed=seed, query_id=query_id))
+    wanted = [row for row in permutation(ROWS, seed, query_id, "select").tolist() if row not in blocked]
+    assert rows == wanted[:k]
+    assert len(set(rows)) == len(rows)
+
+
+def test_random_does_not_depend_on_how_the_channels_are_fused():
+    blocked = frozenset(range(0, ROWS, 3))
+    drawn = [rows_of(run(0, Fusion(mode), blocked, strategy="random", k=9)) for mode in ("dense", "lexical", "hybrid")]
+    assert drawn[0] == drawn[1] == drawn[2]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    pools,
+    fusions,
+    blocks,
+    st.lists(st.integers(0, ROWS - 1), unique=True, max_size=6),
+    st.integers(0, 12),
+    st.sampled_from(list(STRATEGIES)),
+)
+def test_fixed_rows_come_first_and_the_strategy_fills_the_rest(pool, fusion, blocked, fixed, k, strategy):
+    ranked = run(pool, fusion, blocked, fixed=fixed, k=k, strategy=strategy)
+    first = [row for row in fixed if row not in blocked][:k]
+    if strategy == "top":
+        others = [row for row, _ in oracle(pool, fusion, blocked, list(range(ROWS)))]
+    elif strategy == "random":
+        others = [row for row in permutation(ROWS, 0, "q", "select").tolist() if row not in blocked]
+    else:
+        others = []
+    assert rows_of(ranked) == (first + [row for row in others if row not in first])[:k]
+    assert ranked.fixed == len(first)
+    scores = dict(oracle(pool, fusion, blocked, list(range(ROWS))))
+    np.testing.assert_allclose(ranked.hits.fused, [scores[row] for row in rows_of(ranked)], rtol=0, atol=1e-12)
+
+
+def test_a_fixed_row_that_is_not_eligible_is_left_out():
+    mask = np.arange(ROWS) != 5
+    ranked = run(0, Fusion(), frozenset(), fixed=[5, 6], k=2, strategy="fixed", eligible=mask)
+    assert (rows_of(ranked), ranked.fixed) == ([6], 1)
+
+
+@pytest.mark.parametrize("strategy", ["top", "random"])
+def test_k_beyond_the_pool_gives_every_row_once(strategy):
+    assert sorted(rows_of(run(0, Fusion(), frozenset(), k=1000, strategy=strategy))) == list(range(ROWS))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_nothing_is_chosen_where_everything_is_blocked_or_nothing_is_asked_for(strategy):
+    assert rows_of(run(0, Fusion(), frozenset(range(ROWS)), k=8, strategy=strategy)) == []
+    assert rows_of(run(0, Fusion(), frozenset(), k=0, strategy=strategy)) == []
+
+
+def test_without_a_guard_nothing_is_blocked():
+    index, _, _, query = POOLS[0]
+    [scores] = index.score([query])
+    ranked = rank(index, scores, Recipe(), fusion=Fusion(), fixed=np.empty(0, np.int64), check=None, query_id="q")
+    assert ranked.blocked == {}
+    assert rows_of(ranked) == [row for row, _ in oracle(0, Fusion(), frozenset(), list(range(ROWS)))[:8]]
+
+
+def test_the_guard_does_not_look_at_the_whole_pool_for_a_few_rows():
+    looked: list[int] = []
+    index, _, _, query = POOLS[0]
+    [scores] = index.score([query])
+
+    def check(rows) -> list[None]:
+        looked.extend(rows.tolist())
+        return [None] * len(rows)
+
+    fixed = np.empty(0, np.int64)
+    rank(index, scores, Recipe.of({"select": {"k": 3}}), fusion=Fusion(), fixed=fixed, check=check, query_id="q")
+    assert len(looked) <= 3 + 2  # those chosen, and the best of each channel

@@ -1,0 +1,259 @@
+"""Recipe: the settings of one selection, as data."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retriever.errors import InvalidInput
+from retriever.ranking.guard import LEVELS
+from retriever.ranking.order import ORDERS
+from retriever.ranking.recipe import Budget, Filter, Guard, Options, Order, Recipe, Retrieve, Select
+from retriever.ranking.strategies import STRATEGIES
+
+SECTIONS = {
+    "retrieve": ["mode", "weight", "rule", "rrf_k"],
+    "guard": ["level", "threshold", "group"],
+    "filter": ["where", "match", "exclude"],
+    "select": ["strategy", "k", "seed", "fixed"],
+    "order": ["by", "seed"],
+    "budget": ["tokens", "reserve", "counter"],
+}
+shares = st.floats(0, 1)
+names = st.lists(st.text(max_size=5), max_size=3).map(tuple)
+recipes = st.builds(
+    Recipe,
+    st.builds(
+        Retrieve,
+        st.sampled_from(["hybrid", "dense", "lexical"]),
+        st.none() | shares,
+        st.sampled_from(["convex", "rrf"]),
+        st.integers(1, 1_000_000),
+    ),
+    st.builds(Guard, st.sampled_from(LEVELS), shares, st.none() | st.text(max_size=5)),
+    st.builds(
+        Filter, st.none() | st.text() | st.dictionaries(st.text(max_size=5), st.text() | st.integers()), names, names
+    ),
+    st.builds(Select, st.sampled_from(list(STRATEGIES)), st.integers(0, 10_000), st.integers(), names),
+    st.builds(Order, st.sampled_from(list(ORDERS)), st.integers()),
+    st.builds(Budget, st.none() | st.integers(1, 10_000), st.integers(0, 100), st.text(max_size=9)),
+)
+
+
+@given(recipes)
+def test_a_recipe_survives_its_dictionary_and_json(recipe):
+    assert Recipe.of(recipe.to_dict()) == recipe
+    assert Recipe.of(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+def test_the_dictionary_has_every_section_and_key_and_only_plain_data():
+    plain = Recipe.of({"select": {"fixed": ["a"]}}).to_dict()
+    assert {name: list(section) for name, section in plain.items()} == SECTIONS
+    assert plain["select"]["fixed"] == ["a"]
+
+
+def test_nothing_gives_the_defaults_and_a_recipe_itself():
+    recipe = Recipe.of(None)
+    assert recipe == Recipe() == Recipe.of({}) == Recipe.of({"select": {}})
+    assert Recipe.of(recipe) is recipe
+    assert (recipe.retrieve.mode, recipe.retrieve.weight, recipe.select.k) == ("hybrid", None, 8)
+    assert (recipe.guard.level, recipe.order.by, recipe.budget.tokens) == ("self", "best-last", None)
+
+
+def test_toml_says_the_same_as_a_mapping(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text(
+        """
+        [retrieve]
+        mode = "hybrid"
+        weight = 1
+        rule = "rrf"
+        [guard]
+        level = "near"
+        threshold = 0.8
+        group = "author"
+        [filter]
+        where = {language = "en", priority = {"<=" = 2}}
+        match = ["task"]
+        exclude = ["é"]
+        [select]
+        strategy = "random"
+        k = 3
+        seed = 7
+        [order]
+        by = "edges"
+        [budget]
+        tokens = 4000
+        reserve = 500
+        """,
+        encoding="utf-8",
+    )
+    wanted = Recipe(
+        Retrieve("hybrid", 1.0, "rrf"),
+        Guard("near", 0.8, "author"),
+        Filter({"language": "en", "priority": {"<=": 2}}, ("task",), ("é",)),
+        Select("random", 3, 7),
+        Order("edges"),
+        Budget(4000, 500),
+    )
+    assert Recipe.of(path) == Recipe.of(str(path)) == wanted
+    assert type(Recipe.of(path).retrieve.weight) is float
+
+
+@pytest.mark.parametrize("content", [b"[select", b"k = = 1", b"\xff\xfe", None])
+def test_a_file_that_is_no_toml_is_an_error_with_its_name(tmp_path, content):
+    path = tmp_path / "broken.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InvalidInput, match=r"broken\.toml.*expected a TOML file"):
+        Recipe.of(path)
+
+
+def test_an_unknown_section_is_named_with_those_there_are():
+    with pytest.raises(
+        InvalidInput, match=r"'retrieval'.*expected one of retrieve, guard, filter, select, order, budget"
+    ):
+        Recipe.of({"retrieval": {}})
+
+
+@pytest.mark.parametrize(("section", "keys"), SECTIONS.items())
+def test_an_unknown_key_is_named_with_those_there_are(section, keys):
+    with pytest.raises(InvalidInput) as caught:
+        Recipe.of({section: {"unknown": 1}})
+    assert f"{section}.unknown" in caught.value.seen
+    assert caught.value.expected == f"one of {', '.join(keys)}"
+
+
+def test_a_section_that_is_no_table_is_named():
+    with pytest.raises(InvalidInput, match=r"'select' is 8.*a table of keys"):
+        Recipe.of({"select": 8})
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "expected"),
+    [
+        ("retrieve", "mode", "sparse", "hybrid, dense, lexical"),
+        ("retrieve", "rule", "linear", "convex, rrf"),
+        ("retrieve", "weight", 1.01, "from 0 to 1"),
+        ("retrieve", "weight", -1, "from 0 to 1"),
+        ("retrieve", "weight", float("nan"), "from 0 to 1"),
+        ("retrieve", "rrf_k", 0, "from 1 to 1,000,000"),
+        ("guard", "level", "paranoid", "off, self, exact, normalised, near"),
+        ("guard", "threshold", 2, "from 0 to 1"),
+        ("select", "strategy", "best", "top, random, fixed"),
+        ("select", "k", -1, "from 0 to 10,000"),
+        ("select", "k", 10_001, "from 0 to 10,000"),
+        ("order", "by", "worst", "best-last, best-first, edges, random"),
+        ("budget", "tokens", 0, "from 1 to"),
+        ("budget", "reserve", -1, "from 0 to"),
+        ("retrieve", "weight", "0.5", "float"),
+        ("retrieve", "weight", True, "float"),
+        ("retrieve", "mode", None, "str"),
+        ("guard", "group", 1, "str"),
+        ("filter", "where", ["a"], "str"),
+        ("filter", "match", "task", "tuple"),
+        ("filter", "exclude", [1], "tuple"),
+        ("select", "k", 8.0, "int"),
+        ("select", "k", True, "int"),
+        ("select", "k", "8", "int"),
+        ("select", "seed", None, "int"),
+        ("budget", "tokens", 1.5, "int"),
+    ],
+)
+def test_an_impossible_value_names_its_key_and_what_is_allowed(section, key, value, expected):
+    with pytest.raises(InvalidInput) as caught:
+        Recipe.of({section: {key: value}})
+    assert caught.value.seen.startswith(f"{section}.{key} = ")
+    assert expected in caught.value.expected
+
+
+def test_a_recipe_made_by_hand_is_checked_too():
+    with pytest.raises(InvalidInput, match=r"select\.k"):
+        Recipe(select=Select(k=-1))
+    with pytest.raises(InvalidInput, match=r"budget\.tokens"):
+        Budget(tokens=0)
+
+
+def test_options_are_the_keys_of_a_recipe_by_short_name():
+    options = Options(
+        mode="dense",
+        weight=1,
+        fusion="rrf",
+        guard="near",
+        threshold=0.5,
+        group="g",
+        where='a == "b"',
+        match=["m"],
+        exclude=["x"],
+        strategy="random",
+        k=2,
+        seed=3,
+        fixed=["f"],
+        order="edges",
+        tokens=100,
+        reserve=10,
+        counter="estimate",
+    )
+    assert set(options) == set(Options.__annotations__)
+    assert Recipe().with_options(options) == Recipe(
+        Retrieve("dense", 1.0, "rrf"),
+        Guard("near", 0.5, "g"),
+        Filter('a == "b"', ("m",), ("x",)),
+        Select("random", 2, 3, ("f",)),
+        Order("edges", 3),
+        Budget(100, 10),
+    )
+
+
+@pytest.mark.parametrize("option", sorted(set(Options.__annotations__) - {"seed"}))
+def test_each_option_changes_one_key_and_leaves_the_others(option):
+    value = {
+        "mode": "dense",
+        "weight": 0.25,
+        "fusion": "rrf",
+        "guard": "off",
+        "threshold": 0.1,
+        "group": "g",
+        "where": "a == 1",
+        "match": ("m",),
+        "exclude": ("x",),
+        "strategy": "fixed",
+        "k": 1,
+        "fixed": ("f",),
+        "order": "random",
+        "tokens": 9,
+        "reserve": 9,
+        "counter": "tiktoken:x",
+    }[option]
+    before, after = asdict(Recipe()), asdict(Recipe().with_options({option: value}))
+    changed = [(s, k) for s, keys in SECTIONS.items() for k in keys if before[s][k] != after[s][k]]
+    assert len(changed) == 1
+    [(section, key)] = changed
+    assert after[section][key] == value
+
+
+@given(recipes)
+def test_no_options_change_nothing_and_the_seed_is_for_strategy_and_order(recipe):
+    assert recipe.with_options({}) == recipe
+    seeded = recipe.with_options({"seed": 11})
+    assert (seeded.select.seed, seeded.order.seed) == (11, 11)
+
+
+def test_an_unknown_option_is_named_with_those_there_are():
+    with pytest.raises(InvalidInput, match=r"option 'top_k'; expected one of mode, weight, .*, k, seed"):
+        Recipe().with_options({"top_k": 3})
+
+
+def test_an_option_is_checked_as_its_key_is():
+    with pytest.raises(InvalidInput, match=r"guard\.level = 'x'; expected one of off, self"):
+        Recipe().with_options({"guard": "x"})
+
+
+def test_the_limit_of_a_budget_is_the_tokens_less_the_reserve():
+    assert Budget().limit is None
+    assert Budget(reserve=5).limit is None
+    assert Budget(100, 30).limit == 70
