@@ -2,7 +2,8 @@
 
 The guard acts before the cut, so that k is still filled, and before the scores are normalised, so that a copy of the
 query does not set the scale for the others. It only looks at rows that could be chosen or that set a channel's maximum,
-and asks again until none of those is blocked; rows below the cut change nothing and are not looked at.
+and asks again until none of those is blocked; rows below the cut change nothing and are not looked at. Under reciprocal
+rank fusion, where every row above another counts, ranks are those before the guard: a blocked row keeps its place.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ class _Guarded:
     def passing(self, rows: Rows) -> Rows:
         """The rows among these that the guard lets pass."""
         self._look_at(rows)
-        return rows[~np.isin(rows, list(self.blocked))]
+        return self._unblocked(rows)
 
     def first(self, count: int, shuffle: Rows | None) -> Rows:
         """The first `count` rows that pass, by relevance or in a shuffled order of all rows."""
@@ -100,12 +101,16 @@ class _Guarded:
                 return rows
 
     def _best(self, count: int) -> Rows:
-        return self.index.rank(self.scores, count, self.fusion).rows
+        rows = self.index.rank(self.scores, count + len(self.blocked), self.fusion).rows
+        return self._unblocked(rows)[:count]
 
     def _shuffled(self, shuffle: Rows) -> Rows:
         here = np.zeros(len(self.index), dtype=np.bool_)
         here[self.scores.rows] = True
-        return shuffle[here[shuffle]]
+        return self._unblocked(shuffle[here[shuffle]])
+
+    def _unblocked(self, rows: Rows) -> Rows:
+        return rows[~np.isin(rows, list(self.blocked))] if self.blocked else rows
 
     def _leaders(self) -> Rows:
         """The rows that set the channels' maxima, to which the other scores are compared."""
@@ -116,11 +121,12 @@ class _Guarded:
         """Takes out those of the rows that are blocked; whether there were any."""
         if self.check is None:
             return False
-        new = np.array([row for row in rows.tolist() if row not in self._cleared], dtype=np.int64)
+        known = self._cleared | self.blocked.keys()
+        new = np.array([row for row in rows.tolist() if row not in known], dtype=np.int64)
         reasons = {row: reason for row, reason in zip(new.tolist(), self.check(new), strict=True) if reason is not None}
         self._cleared.update(set(new.tolist()) - set(reasons))
-        if reasons:
-            self.blocked.update(reasons)
+        self.blocked.update(reasons)
+        if reasons and self.fusion.rule != "rrf":
             keep = np.ones(len(self.index), dtype=np.bool_)
             keep[list(reasons)] = False
             self.scores = self.scores.restricted(keep)
