@@ -17,6 +17,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import io
+import json
 import os
 import pty
 import re
@@ -42,6 +43,7 @@ from retriever.formats import Limits
 from retriever.prompting import TEMPLATES, load_template
 from retriever.query_encoder import QueryEncoder
 from retriever.ranking.guard import LEVELS
+from retriever.ranking.where import predicate
 from retriever.retriever import COMPACT_AFTER
 from tests.support import fail
 
@@ -273,6 +275,16 @@ def test_tables_list_exactly_what_exists(title: str) -> None:
     }[title]
     first = {row[0].strip("`").split(":")[0] for row in table(section("README.md", title))}
     assert first == exists
+
+
+def test_every_filter_expression_can_be_parsed() -> None:
+    expressions = [
+        e for row in table(section("README.md", "Filter expressions")) for e in re.findall("`(.*?)`", row[0])
+    ]
+    assert len(expressions) >= 5
+    assert all(callable(predicate(expression)) for expression in expressions)
+    [mapping] = re.findall(r"`(\{.*\})`", section("README.md", "Filter expressions"))
+    assert callable(predicate(json.loads(mapping)))
 
 
 def test_numbers_in_the_documents_are_those_of_the_code() -> None:

@@ -349,7 +349,7 @@ def test_fitting_twice_gives_the_same_bytes_and_so_does_the_stored_state():
 
 def test_the_state_is_plain():
     state = LatentSemanticEmbedder.fit(["\u00fcber b", "b a"]).state()
-    assert state["vocabulary"] == "ab\u00fcber".encode()
+    assert state["vocabulary"].tobytes() == "ab\u00fcber".encode()
     assert state["offsets"].tolist() == [0, 1, 2, 7]
     # idf = ln((1 + 2) / (1 + df)) + 1, with df 1, 2, 1
     np.testing.assert_allclose(state["idf"], [math.log(1.5) + 1, 1.0, math.log(1.5) + 1])
@@ -384,11 +384,11 @@ def test_a_small_pool_has_no_more_dimensions_than_directions(pool, dim):
 
 def test_the_vocabulary_is_bounded_and_keeps_the_most_frequent_terms():
     state = LatentSemanticEmbedder.fit(["a a b", "a b c", "a b d"], max_terms=2).state()
-    assert state["vocabulary"] == b"ab"
+    assert state["vocabulary"].tobytes() == b"ab"
 
 
 def test_a_lone_surrogate_in_the_pool_is_no_obstacle():
-    assert LatentSemanticEmbedder.fit(["a\ud800b", "c"]).state()["vocabulary"] == b"abc"
+    assert LatentSemanticEmbedder.fit(["a\ud800b", "c"]).state()["vocabulary"].tobytes() == b"abc"
 
 
 @pytest.mark.parametrize(
@@ -401,8 +401,8 @@ def test_a_lone_surrogate_in_the_pool_is_no_obstacle():
         {"idf": np.zeros(2)},
         {"components": np.zeros((0, len(STATE["idf"])), dtype=np.float32)},
         {"components": np.zeros((4, 2), dtype=np.float32)},
-        {"vocabulary": STATE["vocabulary"] + b"x"},
-        {"vocabulary": b"\xff" * len(STATE["vocabulary"])},
+        {"vocabulary": np.append(STATE["vocabulary"], np.uint8(120))},
+        {"vocabulary": np.full_like(STATE["vocabulary"], 255)},
     ],
 )
 def test_a_state_whose_parts_do_not_belong_together_is_refused(damage):
