@@ -5,16 +5,15 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-import shutil
 import sys
 import time
-import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
+
+from retriever.terminal import columns, inert_json, printable, printable_lines, progress, table
 
 if TYPE_CHECKING:
     from retriever import BadRow, Retriever, Selection
@@ -42,87 +41,12 @@ def _note(line: str) -> None:
     typer.echo(f"note: {printable(line)}", err=True)
 
 
-def printable(text: str, *, width: int | None = None) -> str:
-    """Text that a terminal shows as it is: control, formatting and bidirectional characters become escapes.
-
-    Args:
-        text: Any text, such as from a pool.
-        width: How many characters to keep; None for all.
-    """
-    shown = "".join(c if unicodedata.category(c)[0] != "C" else c.encode("unicode_escape").decode() for c in text)
-    return shown if width is None or len(shown) <= width else f"{shown[: width - 1]}…"
-
-
-def _printable_lines(text: str) -> str:
-    return "\n".join(printable(line) for line in text.split("\n"))
-
-
 def _emit(value: object) -> None:
-    """JSON in which what `printable` shows as an escape is a JSON escape, so that a terminal obeys none of it."""
-    text = json.dumps(value, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None)
-    typer.echo("".join(c if c == "\n" or unicodedata.category(c)[0] != "C" else json.dumps(c)[1:-1] for c in text))
+    typer.echo(inert_json(value, indent=2 if sys.stdout.isatty() else None))
 
 
 def _wants_json(flag: bool) -> bool:
     return flag or not sys.stdout.isatty()
-
-
-def _columns() -> int:
-    return shutil.get_terminal_size().columns
-
-
-def _table(rows: Sequence[Mapping[str, str]]) -> None:
-    """Columns as wide as their content; the last one gets what is left of the line."""
-    if not rows:
-        return
-    names = list(rows[0])
-    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in names}
-    room = _columns() - sum(widths[name] + 2 for name in names[:-1])
-    typer.echo("  ".join(name.ljust(widths[name]) for name in names).rstrip())
-    for row in rows:
-        cells = [row[name].ljust(widths[name]) for name in names[:-1]]
-        typer.echo("  ".join([*cells, printable(row[names[-1]], width=max(20, room))]).rstrip())
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar with rate and time left, on a terminal, for work of more than a second; silent in a pipe."""
-    if not sys.stderr.isatty():
-        yield lambda stage, done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            return Text(f"{task.speed:,.0f}/s" if task.speed else "")
-
-    bar = Progress(
-        "{task.description}",
-        BarColumn(),
-        MofNCompleteColumn(),
-        Rate(),
-        "left",
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
-    started = time.monotonic()
-    tasks: dict[str, object] = {}
-
-    def show(stage: str, done: int, total: int) -> None:
-        if time.monotonic() - started < 1.0:
-            return
-        bar.start()
-        if stage not in tasks:
-            tasks[stage] = bar.add_task(stage, total=total or None)
-        bar.update(tasks[stage], completed=done, total=total or None)  # type: ignore[arg-type]
-
-    try:
-        yield show
-    finally:
-        bar.stop()
 
 
 # Errors
@@ -367,7 +291,7 @@ def build(
 
     bad = _BadRows()
     started = time.monotonic()
-    with _progress() as progress:
+    with progress() as shown:
         retriever = Retriever.build(
             "-" if pools == [Path("-")] else pools,
             output_path,
@@ -387,7 +311,7 @@ def build(
             overwrite=overwrite,
             on_bad=bad,
             note=_note,
-            progress=progress,
+            progress=shown,
         )
     with retriever:
         bad.report()
@@ -456,7 +380,7 @@ def select(
 
 
 def _show_selection(selection: Selection, *, explain: bool) -> None:
-    _table(
+    listed = table(
         [
             {
                 "rank": str(d.rank),
@@ -469,6 +393,8 @@ def _show_selection(selection: Selection, *, explain: bool) -> None:
             for d in selection
         ]
     )
+    if listed:
+        typer.echo(listed)
     for note in selection.notes:
         _note(note)
     if not explain:
@@ -522,7 +448,7 @@ def prompt(
     if form == "messages":
         _emit(made.messages)
     else:
-        typer.echo(_printable_lines(text) if sys.stdout.isatty() else text)
+        typer.echo(printable_lines(text) if sys.stdout.isatty() else text)
 
 
 @app.command(no_args_is_help=True)
@@ -567,7 +493,7 @@ def ask(
     if explain:
         _show_selection(selection, explain=True)
         typer.echo()
-    typer.echo(_printable_lines(answer) if sys.stdout.isatty() else answer)
+    typer.echo(printable_lines(answer) if sys.stdout.isatty() else answer)
 
 
 @app.command(no_args_is_help=True)
@@ -620,9 +546,9 @@ def export(
         if strict:
             log.raise_if_any()
 
-    with _open(index, embedder, trust=trust) as retriever, _progress() as progress:
+    with _open(index, embedder, trust=trust) as retriever, progress() as shown:
         found = read_queries(str(queries), fields=Fields(input=input, id=id), format=format, on_bad=on_bad)
-        count = write(retriever, found, output_path, settings, progress=progress)
+        count = write(retriever, found, output_path, settings, progress=shown)
     bad.report()
     typer.echo(f"{count:,} records in {output_path}", err=True)
 
@@ -703,7 +629,7 @@ def info(index: Index, json_output: JsonFlag = False, trust: Trust = False) -> N
         inside = value if isinstance(value, dict) else {"": value}
         for key, part in inside.items():
             shown = part if isinstance(part, str) else json.dumps(part, ensure_ascii=False)
-            typer.echo(f"{f'{name}.{key}'.rstrip('.'):26}  {printable(shown, width=max(40, _columns() - 28))}")
+            typer.echo(f"{f'{name}.{key}'.rstrip('.'):26}  {printable(shown, width=max(40, columns() - 28))}")
 
 
 @app.command()
@@ -725,9 +651,9 @@ def demo(
     from retriever.data import sample_pool, sample_queries
 
     asked = query if query is not None else sample_queries()[0].input_text
-    with tempfile.TemporaryDirectory() as folder, _progress() as progress:
+    with tempfile.TemporaryDirectory() as folder, progress() as shown:
         made = Retriever.build(
-            sample_pool(), Path(folder) / "demo.index", embedder=embedder, note=_note, progress=progress
+            sample_pool(), Path(folder) / "demo.index", embedder=embedder, note=_note, progress=shown
         )
         with made as retriever:
             found = retriever.info()
@@ -737,7 +663,7 @@ def demo(
     typer.echo(f"Query: {printable(asked)}\n")
     _show_selection(selection, explain=True)
     typer.echo("\nThe prompt (best demonstration last, next to the query):\n")
-    typer.echo(_printable_lines(text))
+    typer.echo(printable_lines(text))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -322,7 +322,7 @@ class Retriever:
 
     def _assemble(self, selection: Selection, options: PromptOptions) -> Prompt:
         template = options.get("template", "io")
-        template = template if isinstance(template, Template) else _template(template)
+        template = template if isinstance(template, Template) else load_template(template)
         slots = dict(options.get("slots", {}))
         if "labels" in template.slots and "labels" not in slots:
             slots["labels"] = "\n".join(self.labels)
@@ -478,11 +478,6 @@ def _both(first: Callable[[BadRow], None], second: Callable[[BadRow], None] | No
             second(row)
 
     return call
-
-
-@lru_cache(maxsize=16)
-def _template(name: str | Path) -> Template:
-    return load_template(name)
 
 
 @lru_cache(maxsize=16)

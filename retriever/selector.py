@@ -67,8 +67,7 @@ class Selector:
         recipe = self._with_weight(recipe)
         texts = [self.snapshot.key.text(query) for query in queries]
         terms = [self.snapshot.analyze(text) for text in texts]
-        if vectors is None:
-            vectors = self._vectors(texts, terms, recipe)
+        vectors = self._vectors(texts, terms, recipe, vectors)
         given = [Query(vector, tuple(one)) for vector, one in zip(vectors, terms, strict=True)]
         own = self._own_places(queries, recipe)
         excluded = list(self.snapshot.places_of(recipe.filter.exclude).values())
@@ -89,13 +88,21 @@ class Selector:
             return recipe
         return recipe.with_options({"weight": self.snapshot.base.weight})
 
-    def _vectors(self, texts: Sequence[str], terms: Sequence[Sequence[str]], recipe: Recipe) -> NDArray[np.float32]:
+    def _vectors(
+        self,
+        texts: Sequence[str],
+        terms: Sequence[Sequence[str]],
+        recipe: Recipe,
+        known: NDArray[np.float32] | None,
+    ) -> NDArray[np.float32]:
         """The vectors of the queries; in lexical mode only of those that the lexical channel knows nothing of."""
         lexical = self.snapshot.index.lexical
-        wanted = [i for i in range(len(texts)) if recipe.retrieve.mode != "lexical" or not lexical.knows(terms[i])]
+        wanted = [recipe.retrieve.mode != "lexical" or not lexical.knows(one) for one in terms]
+        if known is not None:
+            return np.where(np.array(wanted)[:, np.newaxis], known, np.float32(0))
         vectors = np.zeros((len(texts), self.snapshot.dim), dtype=np.float32)
-        if wanted:
-            vectors[wanted] = self._embed([texts[i] for i in wanted])
+        if any(wanted):
+            vectors[wanted] = self._embed([text for text, one in zip(texts, wanted, strict=True) if one])
         return vectors
 
     def _own_places(self, queries: Sequence[Example], recipe: Recipe) -> list[int | None]:

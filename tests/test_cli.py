@@ -17,6 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 import cli
+from retriever import terminal
 from retriever.errors import IndexMissing, InvalidInput
 from tests.support import build, embed
 
@@ -565,17 +566,18 @@ def test_json_keeps_characters_beyond_the_first_plane(capsys):
     [("a\tb", "a\\tb"), ("\x1b[0m", "\\x1b[0m"), ("\u2066x", "\\u2066x"), ("é→日", "é→日"), ("\x9b", "\\x9b")],
 )
 def test_printable_shows_what_it_cannot_print_as_an_escape(text, shown):
-    assert cli.printable(text) == shown
+    assert terminal.printable(text) == shown
 
 
 def test_printable_cuts_after_escaping():
-    assert cli.printable("abcdef", width=6) == "abcdef"
-    assert cli.printable("abcdefg", width=6) == "abcde…"
-    assert cli.printable("\x1b" * 3, width=6) == "\\x1b\\…"
+    assert terminal.printable("abcdef", width=6) == "abcdef"
+    assert terminal.printable("abcdefg", width=6) == "abcde…"
+    assert terminal.printable("\x1b" * 3, width=6) == "\\x1b\\…"
 
 
 WORK = (
-    "import cli, time\nwith cli._progress() as told:\n    told('embedding', 1, 3)\n    time.sleep({pause})\n"
+    "import time\nfrom retriever import terminal\nwith terminal.progress() as told:\n"
+    "    told('embedding', 1, 3)\n    time.sleep({pause})\n"
     "    told('embedding', 2, 3)\n    time.sleep(.3)\nprint('done')"
 )
 
@@ -589,7 +591,7 @@ def test_a_bar_appears_on_a_terminal_for_long_work_only():
 
 
 def test_no_bar_appears_in_a_pipe(capsys):
-    with cli._progress() as told:
+    with terminal.progress() as told:
         told("embedding", 1, 3)
     assert capsys.readouterr() == ("", "")
 
