@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from retriever.errors import IndexCorrupt, InvalidInput
+from retriever.errors import IndexCorrupt, IndexLocked, InvalidInput
 from retriever.example import Example
 
 _CHUNK = 500
@@ -73,17 +74,17 @@ class Pool:
 
     Raises:
         IndexCorrupt: The file is missing or is no pool.
+        IndexLocked: Another process has kept the file to itself for half a minute.
+        InvalidInput: The directory cannot be written, and changes are waiting there to be taken into the file.
     """
 
     def __init__(self, path: Path, *, create: bool = False) -> None:
         self.path = path
         if not create and not path.is_file():
             raise IndexCorrupt(path, "is missing", fix="restore the index from a copy, or build it again")
-        self._connection = sqlite3.connect(path, timeout=30.0, isolation_level=None, check_same_thread=False)
+        read_only = not create and not os.access(path.parent, os.W_OK)
         with self._reported():
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            # Acknowledged means durable: the default of WAL, NORMAL, may lose the last commits with the power.
-            self._connection.execute("PRAGMA synchronous = FULL")
+            self._connection = _connect_read_only(path) if read_only else _connect(path)
             if create:
                 self._create_tables()
             self.visible()
@@ -98,7 +99,7 @@ class Pool:
             yield
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
-                raise
+                raise IndexLocked(self.path, None) from error
             raise IndexCorrupt(self.path, f"SQLite says: {error}", fix=_REPAIR) from error
 
     def _create_tables(self) -> None:
@@ -301,6 +302,26 @@ class Pool:
         if row_hash(number, str(identity), str(text)) != digest:
             raise IndexCorrupt(self.path, f"row {number} does not match its hash", fix=_REPAIR)
         return PoolRow(number, Example(**json.loads(str(text))))
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=30.0, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode = WAL")
+    # Acknowledged means durable: the default of WAL, NORMAL, may lose the last commits with the power.
+    connection.execute("PRAGMA synchronous = FULL")
+    return connection
+
+
+def _connect_read_only(path: Path) -> sqlite3.Connection:
+    """For an index on a medium that cannot be written, where SQLite could not even make its shared-memory file."""
+    log = path.with_name(f"{path.name}-wal")
+    if log.exists() and log.stat().st_size:
+        raise InvalidInput(
+            f"{log} holds changes that are not in {path.name} yet, and {path.parent} cannot be written",
+            fix="open the index once where it can be written",
+        )
+    uri = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
+    return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
 
 
 def _integer(value: object) -> int:

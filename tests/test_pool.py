@@ -253,3 +253,23 @@ def test_a_pool_without_its_revision_is_corrupt(filled):
     edit(filled, "DELETE FROM state")
     with pytest.raises(IndexCorrupt, match="holds no revision"):
         filled.visible()
+
+
+def test_a_pool_that_cannot_be_written_is_read_without_a_trace(tmp_path, monkeypatch):
+    writer = Pool(tmp_path / "pool.sqlite", create=True)
+    writer.publish(writer.stage([Example("a", "text")], replace=False), vectors_kept_after=0)
+    writer.close()
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    reader = Pool(tmp_path / "pool.sqlite")
+    assert [pool_row.example.id for pool_row in reader.examples(reader.visible())] == ["a"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    reader.close()
+
+
+def test_a_pool_that_cannot_be_written_and_has_an_open_log_is_refused(tmp_path, monkeypatch):
+    Pool(tmp_path / "pool.sqlite", create=True).close()
+    (tmp_path / "pool.sqlite-wal").write_bytes(b"x")
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(InvalidInput, match="cannot be written"):
+        Pool(tmp_path / "pool.sqlite")
