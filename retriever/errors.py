@@ -18,7 +18,9 @@ Each says what was seen, what was expected and what fixes it, and carries them a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 from indexes.errors import (
     Incompatible,
@@ -29,13 +31,9 @@ from indexes.errors import (
     RetrieverError,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from retriever.formats import BadRow
-
 __all__ = [
     "BackendError",
+    "BadRow",
     "BadRows",
     "DelimiterCollision",
     "EmbedderError",
@@ -69,6 +67,24 @@ class DelimiterCollision(InvalidInput):
             f"example {example_id!r} contains the delimiter {delimiter!r}",
             fix="use the messages form, or collisions='escape' or 'drop'",
         )
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that was set aside.
+
+    Attributes:
+        source: The path as it was given, `stdin`, or the type of the data in memory.
+        line: The line of a text file where the row starts, else the number of the row; counted from 1.
+        reason: Why it cannot be used.
+    """
+
+    source: str
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.line}: {self.reason}"
 
 
 class BadRows(RetrieverError):

@@ -23,10 +23,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from retriever.errors import BadRows, InvalidInput
+from retriever.errors import BadRow, BadRows, InvalidInput
 from retriever.example import Example
 from retriever.formats.mapping import Fields, RowMapper
 from retriever.formats.sources import Rows, Source, open_rows
@@ -48,24 +48,6 @@ __all__ = [
 
 _FIELDS = Fields()
 _LIMITS = Limits()
-
-
-@dataclass(frozen=True)
-class BadRow:
-    """A row that was set aside.
-
-    Attributes:
-        source: The path as it was given, `stdin`, or the type of the data in memory.
-        line: The line of a text file where the row starts, else the number of the row; counted from 1.
-        reason: Why it cannot be used.
-    """
-
-    source: str
-    line: int
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.source}:{self.line}: {self.reason}"
 
 
 class BadRowLog:

@@ -17,18 +17,30 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 from indexes.analyzers import character_ngrams
 from retriever.example import Example
 
-if TYPE_CHECKING:
-    from retriever.ranking.recipe import Guard
-
 LEVELS = ("off", "self", "exact", "normalised", "near")
 
 _NOT_WORD = re.compile(r"[\W_]+")
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Which examples count as giving away the query's answer.
+
+    Attributes:
+        level: `off`, `self` (the query's own id), `exact`, `normalised` or `near`; each includes those before it.
+        threshold: Similarity from which an example is a near copy, 0 to 1.
+        group: A field; examples that share the query's value of it are left out.
+    """
+
+    level: str = "self"
+    threshold: float = 0.9
+    group: str | None = None
 
 
 def normalised(text: str) -> str:

@@ -64,7 +64,7 @@ def rank(
     """
     strategy = STRATEGIES[recipe.select.strategy]
     k, seed = recipe.select.k, recipe.select.seed
-    shuffle = permutation(len(index), seed, query_id, "select") if strategy.shuffled else None
+    shuffle = _shuffle(index, seed, query_id) if strategy.shuffled else None
     guarded = _Guarded(index, scores, fusion, check)
     leading = guarded.passing(fixed[np.isin(fixed, scores.rows)])[:k]
     rest = k - len(leading)
@@ -75,6 +75,12 @@ def rank(
     chosen = strategy.pick(Candidates(hits.rows, hits.fused), rest)
     rows = np.concatenate([leading, found[chosen]])
     return Ranked(index.describe(guarded.scores, rows, fusion), len(leading), guarded.blocked)
+
+
+def _shuffle(index: HybridIndex, seed: int, query_id: str) -> Rows:
+    """The rows in a random order, which removed ones do not change."""
+    rows = np.arange(len(index)) if index.alive is None else np.flatnonzero(index.alive)
+    return rows[permutation(len(rows), seed, query_id, "select")]
 
 
 class _Guarded:

@@ -33,7 +33,7 @@ from typing import TypeAlias
 from indexes.hybrid import MODES, RULES
 from retriever.errors import InvalidInput
 from retriever.example import Json
-from retriever.ranking.guard import LEVELS
+from retriever.ranking.guard import LEVELS, Guard
 from retriever.ranking.order import ORDERS
 from retriever.ranking.strategies import STRATEGIES
 
@@ -100,21 +100,6 @@ class Retrieve:
     weight: float | None = None
     rule: str = "convex"
     rrf_k: int = 60
-
-
-@dataclass(frozen=True)
-class Guard:
-    """Which examples count as giving away the query's answer; see `retriever.ranking.guard`.
-
-    Attributes:
-        level: `off`, `self` (the query's own id), `exact`, `normalised` or `near`; each includes those before it.
-        threshold: Similarity from which an example is a near copy, 0 to 1.
-        group: A field; examples that share the query's value of it are left out.
-    """
-
-    level: str = "self"
-    threshold: float = 0.9
-    group: str | None = None
 
 
 @dataclass(frozen=True)
