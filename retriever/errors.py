@@ -33,7 +33,6 @@ from indexes.errors import (
 
 __all__ = [
     "BackendError",
-    "BadRow",
     "BadRows",
     "DelimiterCollision",
     "EmbedderError",
