@@ -109,8 +109,7 @@ class TestAdd:
             assert answers(other) == answers(index)
 
     def test_examples_without_ids_get_one_and_it_is_returned(self, index):
-        (identity,) = index.add(Example("given", "parcel"), fields=None)
-        assert identity == "given"
+        assert index.add(Example("given", "parcel", "o")) == ("given",)
         (derived,) = index.add({"input": "parcel stolen", "output": "o"})
         assert index.select("parcel stolen", k=1).ids == (derived,)
 
@@ -290,7 +289,7 @@ class TestAnyHistory:
     def test_with_no_generation_published_in_between(self, start, history):
         self.run(start, history, {})
 
-    @settings(max_examples=8, deadline=None)
+    @settings(max_examples=6, deadline=None)
     @given(start=st.integers(0, 12), history=operations)
     def test_with_generations_published_in_between(self, start, history):
         with pytest.MonkeyPatch.context() as patch:
@@ -319,9 +318,9 @@ class TestCompaction:
         assert index.info()["added_since"] == 2
         assert index.info()["removed_since"] == 1
         index.add(row(22))
-        index.remove("r22")
         assert index.generation > first
         assert index.info()["added_since"] == index.info()["removed_since"] == 0
+        index.remove("r22")
         assert answers(index) == before
 
     def test_nothing_is_embedded_for_it_and_the_weight_stays(self, tmp_path):
@@ -354,7 +353,7 @@ class TestCompaction:
     def test_a_reader_opened_before_ten_publications_still_answers_from_its_own_view(self, index):
         with Retriever.open(index.path, embedder=embed) as old:
             before, seen = answers(old), {index.generation}
-            for number in range(20, 100):
+            for number in range(20, 70):
                 index.add(row(number))
                 if number % 3 == 0:
                     index.remove(f"r{number - 5}" if number > 25 else f"r{number - 20}")

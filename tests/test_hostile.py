@@ -9,7 +9,7 @@ import pytest
 from support import fail
 
 from retriever import Example, Limits, Retriever
-from retriever.errors import BadRows, DelimiterCollision
+from retriever.errors import BadRows, DelimiterCollision, InvalidInput
 from retriever.prompting.delimiters import delimiters_of
 from retriever.prompting.template import TEMPLATES
 
@@ -49,68 +49,76 @@ def build(rows, path, **options):
     return Retriever.build(rows, path, **{"embedder": cheap, "note": fail, "weight": 0.5, **options})
 
 
-def rows_with(text: str) -> list[dict[str, str]]:
-    """One hostile output, one hostile input, and plain neighbours."""
+PLAIN = [
+    {"id": "plain", "input": "plain words here", "output": "plain answer"},
+    {"id": "last", "input": "something else", "output": "other answer"},
+]
+
+
+def rows_with(name: str, text: str) -> list[dict[str, str]]:
+    """One hostile output and one hostile input."""
     return [
-        {"id": "plain", "input": "plain words here", "output": "plain answer"},
-        {"id": "out", "input": "innocent question", "output": text},
-        {"id": "in", "input": text, "output": "innocent answer"},
-        {"id": "last", "input": "something else", "output": "other answer"},
+        {"id": f"out {name}", "input": "innocent question", "output": text},
+        {"id": f"in {name}", "input": text, "output": "innocent answer"},
     ]
 
 
-@pytest.fixture(params=EVERYTHING.values(), ids=EVERYTHING.keys())
-def hostile(request):
+HOSTILE_ROWS = [row for name, text in EVERYTHING.items() for row in rows_with(name, text)]
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    with build(PLAIN + HOSTILE_ROWS, tmp_path_factory.mktemp("hostile") / "index") as retriever:
+        yield retriever
+
+
+@pytest.fixture(params=EVERYTHING.items(), ids=EVERYTHING.keys())
+def named(request):
     return request.param
 
 
-@pytest.mark.parametrize("source", ["memory", "jsonl", "ascii jsonl"])
-def test_what_goes_in_comes_out_of_every_selection_unchanged(tmp_path, hostile, source):
-    rows = rows_with(hostile)
-    if source != "memory":
-        path = tmp_path / "pool.jsonl"
-        ascii_only = source.startswith("ascii")
-        lines = [json.dumps(row, ensure_ascii=ascii_only) + "\n" for row in rows]
-        path.write_text("".join(lines), encoding="utf-8", newline="")
-        given = path
+@pytest.mark.parametrize("source", ["memory", "jsonl", "ascii jsonl", "added"])
+def test_what_goes_in_comes_out_of_every_selection_unchanged(tmp_path, source):
+    rows = PLAIN + HOSTILE_ROWS
+    if source == "memory":
+        build(rows, tmp_path / "index").close()
+    elif source == "added":
+        with build(PLAIN, tmp_path / "index") as retriever:
+            assert len(retriever.add(HOSTILE_ROWS)) == len(HOSTILE_ROWS)
     else:
-        given = rows
-    build(given, tmp_path / "index").close()
+        lines = [json.dumps(row, ensure_ascii=source.startswith("ascii")) + "\n" for row in rows]
+        (tmp_path / "pool.jsonl").write_text("".join(lines), encoding="utf-8", newline="")
+        build(tmp_path / "pool.jsonl", tmp_path / "index").close()
     with Retriever.open(tmp_path / "index", embedder=cheap) as retriever:
         for mode in ("hybrid", "dense", "lexical"):
-            found = {one.example.id: one.example for one in retriever.select("innocent question", mode=mode, k=4)}
-            assert [found[row["id"]].input for row in rows] == [row["input"] for row in rows]
-            assert [found[row["id"]].output for row in rows] == [row["output"] for row in rows]
+            found = {one.example.id: one.example for one in retriever.select("innocent", mode=mode, k=100)}
+            assert {row["id"]: (found[row["id"]].input, found[row["id"]].output) for row in rows} == {
+                row["id"]: (row["input"], row["output"]) for row in rows
+            }
+            assert len(found) == len(rows)
 
 
-def test_added_later_it_is_the_same(tmp_path, hostile):
-    rows = rows_with(hostile)
-    with build(rows[:1], tmp_path / "index") as retriever:
-        assert retriever.add(rows[1:]) == ("out", "in", "last")
-        found = {one.example.id: one.example for one in retriever.select("question", k=4)}
-        assert found["out"].output == found["in"].input == hostile
+def test_in_messages_it_stands_verbatim_and_once(index, named):
+    name, hostile = named
+    prompt = index.prompt("innocent question", strategy="fixed", fixed=["plain", f"out {name}", "last"])
+    contents = [message["content"] for message in prompt.messages]
+    assert contents.count(hostile) == 1
+    assert sum(hostile in one for one in contents) == 1
+    assert prompt.messages[-1] == {"role": "user", "content": "innocent question"}
+    assert prompt.messages[contents.index(hostile)]["role"] == "assistant"
+    assert [message["role"] for message in prompt.messages] == ["user", "assistant"] * 3 + ["user"]
 
 
-def test_in_messages_it_stands_verbatim_and_once(tmp_path, hostile):
-    with build(rows_with(hostile), tmp_path / "index") as retriever:
-        prompt = retriever.prompt("innocent question", k=3, fixed=["out"], exclude=["in"])
-        contents = [message["content"] for message in prompt.messages]
-        assert contents.count(hostile) == 1
-        assert sum(hostile in one for one in contents) == 1
-        assert prompt.messages[-1] == {"role": "user", "content": "innocent question"}
-        assert prompt.messages[contents.index(hostile)]["role"] == "assistant"
-        assert [message["role"] for message in prompt.messages] == ["user", "assistant"] * 3 + ["user"]
+def test_as_a_query_it_is_answered_and_stands_verbatim_and_once(index, named):
+    name, hostile = named
+    assert index.select(hostile, k=1).ids == (f"in {name}",)
+    prompt = index.prompt(hostile, k=4, guard="exact", exclude=[f"out {name}"])
+    assert [message["content"] for message in prompt.messages].count(hostile) == 1
+    assert prompt.messages[-1] == {"role": "user", "content": hostile}
 
 
-def test_as_a_query_it_is_answered_and_stands_verbatim_and_once(tmp_path, hostile):
-    with build(rows_with(hostile), tmp_path / "index") as retriever:
-        assert retriever.select(hostile, k=1).ids == ("in",)
-        prompt = retriever.prompt(hostile, k=4, guard="exact", exclude=["out"])
-        assert [message["content"] for message in prompt.messages].count(hostile) == 1
-        assert prompt.messages[-1] == {"role": "user", "content": hostile}
-
-
-def test_as_an_id_a_label_and_a_field_it_can_be_named_matched_and_left_out(tmp_path, hostile):
+def test_as_an_id_a_label_and_a_field_it_can_be_named_matched_and_left_out(tmp_path, named):
+    _, hostile = named
     rows = [
         {"id": hostile, "input": "one text", "output": "a", "label": hostile, "meta": {"tag": hostile}},
         {"id": "other", "input": "other text", "output": "b", "label": "plain", "meta": {"tag": "plain"}},
@@ -127,44 +135,42 @@ def test_as_an_id_a_label_and_a_field_it_can_be_named_matched_and_left_out(tmp_p
 
 
 @pytest.mark.parametrize("policy", ["error", "escape", "drop"])
-@pytest.mark.parametrize("text", HARMLESS.values(), ids=HARMLESS.keys())
-def test_in_text_what_is_no_delimiter_stands_verbatim_under_every_policy(tmp_path, text, policy):
-    with build(rows_with(text), tmp_path / "index") as retriever:
-        prompt = retriever.prompt(
-            "innocent question", strategy="fixed", fixed=["plain", "out"], prompt_options={"collisions": policy}
-        )
-        assert prompt.text == (
-            f"Input: innocent question\nOutput: {text}\n\n"
-            "Input: plain words here\nOutput: plain answer\n\nInput: innocent question\nOutput:"
-        )
+@pytest.mark.parametrize(("name", "text"), HARMLESS.items(), ids=HARMLESS.keys())
+def test_in_text_what_is_no_delimiter_stands_verbatim_under_every_policy(index, name, text, policy):
+    prompt = index.prompt(
+        "innocent question", strategy="fixed", fixed=["plain", f"out {name}"], prompt_options={"collisions": policy}
+    )
+    assert prompt.text == (
+        f"Input: innocent question\nOutput: {text}\n\n"
+        "Input: plain words here\nOutput: plain answer\n\nInput: innocent question\nOutput:"
+    )
 
 
-@pytest.mark.parametrize("text", COLLIDING.values(), ids=COLLIDING.keys())
+@pytest.mark.parametrize(("name", "text"), COLLIDING.items(), ids=COLLIDING.keys())
 class TestTextPolicies:
-    def prompt(self, path, text, policy, form="messages", query="innocent question"):
-        with build(rows_with(text), path) as retriever:
-            return retriever.prompt(
-                query,
-                strategy="fixed",
-                fixed=["plain", "out"],
-                prompt_options={"collisions": policy, "form": form},
-            )
+    def prompt(self, index, name, policy, form="messages", query="innocent question"):
+        return index.prompt(
+            query,
+            strategy="fixed",
+            fixed=["plain", f"out {name}"],
+            prompt_options={"collisions": policy, "form": form},
+        )
 
-    def test_error_names_the_example_and_the_delimiter(self, tmp_path, text):
-        with pytest.raises(DelimiterCollision, match="'out'") as caught:
-            self.prompt(tmp_path / "index", text, "error", "text")
-        assert caught.value.example_id == "out"
+    def test_error_names_the_example_and_the_delimiter(self, index, name, text):
+        with pytest.raises(DelimiterCollision, match=f"'out {name}'") as caught:
+            self.prompt(index, name, "error", "text")
+        assert caught.value.example_id == f"out {name}"
         assert caught.value.delimiter in text
 
-    def test_error_for_messages_comes_only_when_the_text_is_asked_for(self, tmp_path, text):
-        prompt = self.prompt(tmp_path / "index", text, "error")
+    def test_error_for_messages_comes_only_when_the_text_is_asked_for(self, index, name, text):
+        prompt = self.prompt(index, name, "error")
         assert text in [message["content"] for message in prompt.messages]
         with pytest.raises(DelimiterCollision):
             _ = prompt.text
 
     @pytest.mark.parametrize("form", ["messages", "text"])
-    def test_escape_leaves_no_delimiter_and_can_be_undone(self, tmp_path, text, form):
-        prompt = self.prompt(tmp_path / "index", text, "escape", form)
+    def test_escape_leaves_no_delimiter_and_can_be_undone(self, index, name, text, form):
+        prompt = self.prompt(index, name, "escape", form)
         before, after = "Input: innocent question\nOutput: ", "\n\nInput: plain words here\n"
         assert prompt.text.startswith(before)
         escaped = prompt.text[len(before) : prompt.text.index(after)]
@@ -174,38 +180,37 @@ class TestTextPolicies:
         assert delimiters.unescape(escaped) == text
         assert text in [message["content"] for message in prompt.messages]
 
-    def test_drop_leaves_the_demonstration_out_and_says_so(self, tmp_path, text):
-        prompt = self.prompt(tmp_path / "index", text, "drop", "text")
+    def test_drop_leaves_the_demonstration_out_and_says_so(self, index, name, text):
+        prompt = self.prompt(index, name, "drop", "text")
         assert [example.id for example in prompt.demonstrations] == ["plain"]
-        assert [skipped.example_id for skipped in prompt.skipped] == ["out"]
+        assert [skipped.example_id for skipped in prompt.skipped] == [f"out {name}"]
         assert "delimiter" in prompt.skipped[0].reason
         assert prompt.text == "Input: plain words here\nOutput: plain answer\n\nInput: innocent question\nOutput:"
 
-    def test_drop_for_messages_drops_from_the_text_alone(self, tmp_path, text):
-        prompt = self.prompt(tmp_path / "index", text, "drop")
+    def test_drop_for_messages_drops_from_the_text_alone(self, index, name, text):
+        prompt = self.prompt(index, name, "drop")
         assert len(prompt.messages) == 5
-        assert [example.id for example in prompt.text_dropped] == ["out"]
+        assert [example.id for example in prompt.text_dropped] == [f"out {name}"]
         assert "forged" not in prompt.text
 
     @pytest.mark.parametrize("policy", ["error", "drop"])
-    def test_a_query_cannot_be_dropped_and_is_refused(self, tmp_path, text, policy):
+    def test_a_query_cannot_be_dropped_and_is_refused(self, index, name, text, policy):
         with pytest.raises(DelimiterCollision):
-            self.prompt(tmp_path / "index", text, policy, "text", query=text)
+            self.prompt(index, name, policy, "text", query=text)
 
-    def test_a_query_can_be_escaped(self, tmp_path, text):
-        prompt = self.prompt(tmp_path / "index", text, "escape", "text", query=text)
+    def test_a_query_can_be_escaped(self, index, name, text):
+        prompt = self.prompt(index, name, "escape", "text", query=text)
         assert prompt.messages[-1]["content"] == text
         assert text not in prompt.text.split("Input: ")[-1]
 
 
 def test_ten_megabytes_of_text_go_through_and_the_budget_leaves_them_out(tmp_path):
-    with build(rows_with(TEN_MEGABYTES), tmp_path / "index") as retriever:
-        assert retriever.select("lorem", mode="lexical", k=1).ids == ("in",)
-        prompt = retriever.prompt("innocent question", k=3, exclude=["in"], fixed=["out"])
+    with build(PLAIN + rows_with("big", TEN_MEGABYTES), tmp_path / "index") as retriever:
+        assert retriever.select("lorem", mode="lexical", k=1).ids == ("in big",)
+        prompt = retriever.prompt("innocent question", k=3, exclude=["in big"], fixed=["out big"])
         assert [message["content"] for message in prompt.messages].count(TEN_MEGABYTES) == 1
         small = retriever.prompt("innocent question", k=4, tokens=200)
-        assert [skipped.example_id for skipped in small.skipped] != []
-        assert {skipped.example_id for skipped in small.skipped} == {"out", "in"}
+        assert {skipped.example_id for skipped in small.skipped} == {"out big", "in big"}
         assert {example.id for example in small.demonstrations} == {"plain", "last"}
         assert small.tokens <= 200
 
@@ -224,9 +229,9 @@ def test_a_lone_surrogate_makes_a_bad_row_or_an_example_that_is_kept_but_never_a
 
 
 @pytest.mark.parametrize("query", ["lone \ud800 half", {"input": "x", "tag": "\udfff"}], ids=["text", "field"])
-def test_a_lone_surrogate_in_a_query_does_not_end_the_process_in_an_unknown_error(tmp_path, query):
-    with build(rows_with("plain"), tmp_path / "index", embedder=lambda texts: cheap(list(texts))) as retriever:
-        assert len(retriever.select(query, k=2)) == 2
+def test_a_query_with_a_lone_surrogate_is_refused_as_invalid_input(index, query):
+    with pytest.raises(InvalidInput, match="UTF-8"):
+        index.select(query, k=2)
 
 
 def test_numbers_lists_and_objects_as_inputs_and_outputs_are_shown_as_json(tmp_path):

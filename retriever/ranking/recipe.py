@@ -27,6 +27,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import TypeAlias
 
@@ -266,9 +267,15 @@ def _from_mapping(source: Mapping[str, object]) -> Recipe:
     return Recipe(**made)  # type: ignore[arg-type]
 
 
+@cache
+def _types(kind: type[object]) -> Mapping[str, object]:
+    """The declared types of a section's keys; working them out costs more than a selection's bookkeeping."""
+    return typing.get_type_hints(kind)
+
+
 def _section(kind: type[object], values: Mapping[str, object], name: str) -> object:
     """One section from its keys, each checked against the type that the dataclass declares."""
-    types_of = typing.get_type_hints(kind)
+    types_of = _types(kind)
     unknown = sorted(set(values) - set(types_of))
     if unknown:
         raise InvalidInput(f"recipe key {name}.{unknown[0]}", expected=f"one of {', '.join(types_of)}")
