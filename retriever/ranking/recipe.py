@@ -268,14 +268,14 @@ def _from_mapping(source: Mapping[str, object]) -> Recipe:
 
 
 @cache
-def _types(kind: type[object]) -> Mapping[str, object]:
+def _types(section: str) -> Mapping[str, object]:
     """The declared types of a section's keys; working them out costs more than a selection's bookkeeping."""
-    return typing.get_type_hints(kind)
+    return typing.get_type_hints(next(f.default_factory for f in fields(Recipe) if f.name == section))
 
 
 def _section(kind: type[object], values: Mapping[str, object], name: str) -> object:
     """One section from its keys, each checked against the type that the dataclass declares."""
-    types_of = _types(kind)
+    types_of = _types(name)
     unknown = sorted(set(values) - set(types_of))
     if unknown:
         raise InvalidInput(f"recipe key {name}.{unknown[0]}", expected=f"one of {', '.join(types_of)}")
