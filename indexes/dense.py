@@ -129,6 +129,7 @@ class DenseIndex:
             here = scores[:, start : start + len(segment)]
             np.matmul(queries, segment.vectors.T, out=here)
             here[:, segment.zero_rows] = NO_DIRECTION
+        scores[~queries.any(axis=1)] = NO_DIRECTION
         return scores
 
     def exact(self, rows: Rows, query: Vectors) -> Scores:
@@ -217,18 +218,29 @@ class AnnIndex:
         """Up to `count` row numbers, nearest first; fewer when the index finds fewer, never a placeholder."""
         if count <= 0:
             return np.empty(0, np.int64)
-        found = self._index.search(query.reshape(1, -1), count, params=self._parameters(eligible))[1][0]
+        import faiss
+
+        parameters = None
+        if eligible is not None:
+            parameters = _parameters(self._index, faiss.IDSelectorBatch(np.flatnonzero(eligible)))
+        found = self._index.search(query.reshape(1, -1), count, params=parameters)[1][0]
         rows: Rows = found[found >= 0]
         return rows
 
-    def _parameters(self, eligible: NDArray[np.bool_] | None) -> faiss.SearchParameters | None:
-        import faiss
 
-        if eligible is None:
-            return None
-        selector = faiss.IDSelectorBatch(np.flatnonzero(eligible))
-        if "HNSW" in self.factory:
-            return faiss.SearchParametersHNSW(sel=selector)
-        if "IVF" in self.factory:
-            return faiss.SearchParametersIVF(sel=selector, nprobe=self._index.nprobe)
-        return faiss.SearchParameters(sel=selector)
+def _parameters(index: faiss.Index, selector: faiss.IDSelector) -> faiss.SearchParameters:
+    """A filter in the form that this kind of index takes; an index around another one hands it on."""
+    import faiss
+
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexPreTransform):
+        return faiss.SearchParametersPreTransform(index_params=_parameters(index.index, selector))
+    if isinstance(index, faiss.IndexRefine):
+        return faiss.IndexRefineSearchParameters(
+            k_factor=index.k_factor, base_index_params=_parameters(index.base_index, selector)
+        )
+    if isinstance(index, faiss.IndexHNSW):
+        return faiss.SearchParametersHNSW(sel=selector, efSearch=index.hnsw.efSearch)
+    if isinstance(index, faiss.IndexIVF):
+        return faiss.SearchParametersIVF(sel=selector, nprobe=index.nprobe)
+    return faiss.SearchParameters(sel=selector)
