@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 
-TIE = Fraction(1, 10**9)
+TIE = Fraction(1, 10**6)
 many = settings(max_examples=250, deadline=None)
 
 # The 24 unit quaternions of Hurwitz: cosines among them are 0, ±1/2 and ±1, so ties abound.

@@ -2,8 +2,8 @@
 
 Every strategy here is a pure function over arrays. Candidates come best first and are named by their places, from 0.
 It gives min(k, m) places, none twice. The order is total: gains closer than `TIE` to the best are ties, and ties go to
-the lower place. The margin is far above the rounding of float64 and below that of float32 vectors, so gains that are
-equal on paper stay ties, however they were added up.
+the lower place. The margin is above the rounding of float32 vectors and scores, so gains that are equal on paper stay
+ties, whatever batch a vector was embedded in and however a sum was added up.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Reals: TypeAlias = NDArray[np.float64]
 Integers: TypeAlias = NDArray[np.int64]
 Scaling: TypeAlias = Literal["raw", "min-max"]
 
-TIE = 1e-9
+TIE = 1e-6
 """Gains closer than this are ties."""
 
 NONE = -1
