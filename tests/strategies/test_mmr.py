@@ -19,6 +19,7 @@ from strategy_cases import (
     matrices,
     ranked,
     shares,
+    some,
     wanted,
 )
 
@@ -87,7 +88,7 @@ def test_against_names_the_nearest_of_several_picks():
     assert chosen.against.tolist() == [-1, 0, 1]
 
 
-@many
+@some
 @given(ranked(), wanted)
 def test_at_weight_one_the_most_relevant_are_chosen_and_nothing_is_traded(case, k):
     relevance, vectors = case
@@ -96,7 +97,7 @@ def test_at_weight_one_the_most_relevant_are_chosen_and_nothing_is_traded(case, 
     assert set(chosen.against.tolist()) <= {-1}
 
 
-@many
+@some
 @given(matrices(), wanted)
 def test_at_weight_zero_each_pick_is_farthest_from_those_before(vectors, k):
     chosen = mmr(np.zeros(len(vectors)), vectors, k, weight=0.0).places.tolist()
@@ -108,7 +109,7 @@ def test_at_weight_zero_each_pick_is_farthest_from_those_before(vectors, k):
         assert nearest[chosen[step]] <= nearest[free].min() + TIE
 
 
-@many
+@some
 @given(ranked(), wanted, shares)
 def test_a_smaller_k_gives_the_first_picks_of_a_larger(case, k, weight):
     relevance, vectors = case

@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retriever.errors import InvalidInput
-from retriever.ranking.strategies.exact import exact_vectors, most_explaining, residual
+from retriever.ranking.strategies.conditioning import Conditioned
+from retriever.ranking.strategies.exact import exact_vectors
 from retriever.ranking.strategies.picks import (
-    NONE,
     Picks,
     Reals,
     Scaling,
@@ -62,32 +62,27 @@ def dpp(
         raise InvalidInput(f"scale = {scale}", expected="a number above 0")
     grid, squares = exact_vectors(vectors)
     value = (1.0 + relevance) / 2.0 if scaling == "raw" else scaled(relevance, scaling)
-    value = value / scale
-    count = min(k, len(grid))
-    places: list[int] = []
+    conditioned, gains = _greedy(grid, squares, value / scale, min(k, len(grid)))
+    places = conditioned.places
+    rest = by_relevance(relevance, np.setdiff1d(np.arange(len(grid)), places))[: min(k, len(grid)) - len(places)]
+    chosen = [*places, *rest.tolist()]
+    against = [conditioned.rival(place, min(step, len(places))) for step, place in enumerate(chosen)]
+    return picks(chosen, gains + [-np.inf] * len(rest), against)
+
+
+def _greedy(grid: Reals, squares: Reals, value: Reals, count: int) -> tuple[Conditioned, list[float]]:
+    """Up to `count` picks, as long as a candidate adds to their span, and their gains."""
+    conditioned = Conditioned(count, len(grid))
     gains: list[float] = []
-    factor = np.zeros((count, len(grid)))
     variance = (1.0 + squares) / 2.0
-    while len(places) < count:
+    for _ in range(count):
         spanning = variance > LEAST_VARIANCE
-        spanning[places] = False
+        spanning[conditioned.places] = False
         if not spanning.any():
             break
         gain = np.log(variance, out=np.full(len(grid), -np.inf), where=spanning) + value
         place = first_best(gain)
-        row = residual((1.0 + grid @ grid[place]) / 2.0, factor[: len(places)], place) / np.sqrt(variance[place])
-        factor[len(places)] = row
+        row = conditioned.add(place, (1.0 + grid @ grid[place]) / 2.0, float(variance[place]))
         variance -= row * row
-        places.append(place)
         gains.append(float(gain[place]))
-    rest = by_relevance(relevance, np.setdiff1d(np.arange(len(grid)), places))[: count - len(places)]
-    against = _against(factor[: len(places)], places, rest.tolist())
-    return picks([*places, *rest.tolist()], [*gains, *[-np.inf] * len(rest)], against)
-
-
-def _against(factor: Reals, places: list[int], rest: list[int]) -> list[int]:
-    """For each pick, the earlier one that explains most of its variance."""
-    seen = [(place, factor[:step, place]) for step, place in enumerate(places)]
-    seen += [(place, factor[:, place]) for place in rest]
-    against = (most_explaining(column) for _, column in seen)
-    return [NONE if step is None else places[step] for step in against]
+    return conditioned, gains

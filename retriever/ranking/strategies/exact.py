@@ -44,28 +44,3 @@ def exact_vectors(vectors: NDArray[np.float32]) -> tuple[Reals, Reals]:
         place = int(np.argmax(wrong))
         raise InvalidInput(f"vector {place} has squared length {squares[place]:g}", expected="unit or zero vectors")
     return grid, squares
-
-
-def residual(row: Reals, factor: Reals, place: int) -> Reals:
-    """A kernel row less what the picks so far explain of it: row − Σₜ factor[t, place] · factor[t].
-
-    The sum runs over the picks in their order and elementwise over the candidates, so that copies get the same bits.
-
-    Args:
-        row: The kernel between `place` and every candidate, shape (m,).
-        factor: The rows of the incomplete Cholesky factor, one per pick, shape (t, m).
-        place: A candidate.
-    """
-    explained: Reals = (factor[:, place, None] * factor).sum(axis=0)
-    return row - explained
-
-
-def most_explaining(column: Reals) -> int | None:
-    """Which pick explains most of a candidate's variance, from its column of the Cholesky factor, shape (t,).
-
-    Returns:
-        The number of the pick, the earlier of equals; None where no pick explains any.
-    """
-    if not len(column) or not (shares := column * column).max() > 1e-12:
-        return None
-    return int(np.argmax(shares))

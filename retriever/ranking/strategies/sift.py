@@ -24,8 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retriever.errors import InvalidInput
-from retriever.ranking.strategies.exact import exact_vectors, most_explaining, residual
-from retriever.ranking.strategies.picks import NONE, Picks, Reals, check_k, check_range, first_best, picks
+from retriever.ranking.strategies.conditioning import Conditioned
+from retriever.ranking.strategies.exact import exact_vectors
+from retriever.ranking.strategies.picks import Picks, Reals, check_k, check_range, first_best, picks
 
 
 @dataclass(frozen=True)
@@ -102,29 +103,32 @@ def sift(
         raise InvalidInput(f"noise = {noise}", expected="a number above 0")
     if query.shape != vectors.shape[1:]:
         raise InvalidInput(f"query of shape {query.shape}", expected=f"{vectors.shape[1:]}")
-    grid, variance = exact_vectors(vectors)
+    grid, squares = exact_vectors(vectors)
     (target,), (open_variance,) = exact_vectors(query[None])
-    covariance = grid @ target
-    places: list[int] = []
+    conditioned, gains = _greedy(grid, squares, target, min(k, len(grid)), noise, stop, float(open_variance))
+    against = [conditioned.rival(place, step) for step, place in enumerate(conditioned.places)]
+    chosen = picks(conditioned.places, gains, against)
+    return Sifted(chosen.places, chosen.gains, chosen.against, open_variance - np.cumsum(chosen.gains))
+
+
+def _greedy(
+    grid: Reals, variance: Reals, target: Reals, count: int, noise: float, stop: Stop, remaining: float
+) -> tuple[Conditioned, list[float]]:
+    """The picks and their gains, from exact vectors, their squared lengths, the query and its squared length."""
+    conditioned = Conditioned(count, len(grid))
     gains: list[float] = []
-    remaining: list[float] = []
-    against: list[int] = []
-    factor = np.zeros((min(k, len(grid)), len(grid)))
-    for step in range(min(k, len(grid))):
+    covariance = grid @ target
+    for step in range(count):
         gain = covariance * covariance / (variance + noise)
-        gain[places] = -np.inf
+        gain[conditioned.places] = -np.inf
         place = first_best(gain)
-        before = remaining[-1] if remaining else float(open_variance)
-        if stop.now(step + 1, before, float(gain[place])):
+        gained = float(gain[place])
+        if stop.now(step + 1, remaining, gained):
             break
-        rival = most_explaining(factor[:step, place])
-        against.append(NONE if rival is None else places[rival])
-        row = residual(grid @ grid[place], factor[:step], place) / np.sqrt(variance[place] + noise)
-        covariance = covariance - row * (covariance[place] / np.sqrt(variance[place] + noise))
+        pivot = float(variance[place]) + noise
+        row = conditioned.add(place, grid @ grid[place], pivot)
+        covariance = covariance - row * (covariance[place] / np.sqrt(pivot))
         variance = np.maximum(variance - row * row, 0.0)
-        factor[step] = row
-        places.append(place)
-        gains.append(float(gain[place]))
-        remaining.append(before - gains[-1])
-    chosen = picks(places, gains, against)
-    return Sifted(chosen.places, chosen.gains, chosen.against, np.array(remaining, dtype=np.float64))
+        gains.append(gained)
+        remaining -= gained
+    return conditioned, gains
