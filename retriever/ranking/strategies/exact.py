@@ -20,6 +20,15 @@ _GRID = 2.0**26
 _NORM_SLACK = 1e-3
 
 
+def on_grid(numbers: NDArray[np.floating]) -> Reals:
+    """The numbers rounded to multiples of 2⁻²⁶, float64, same shape."""
+    grid = numbers.astype(np.float64, order="C")
+    grid *= _GRID
+    np.rint(grid, out=grid)
+    grid /= _GRID
+    return grid
+
+
 def exact_vectors(vectors: NDArray[np.float32]) -> tuple[Reals, Reals]:
     """Vectors whose inner products are exact, and their squared norms.
 
@@ -34,10 +43,7 @@ def exact_vectors(vectors: NDArray[np.float32]) -> tuple[Reals, Reals]:
     """
     if vectors.ndim != 2:
         raise InvalidInput(f"vectors of shape {vectors.shape}", expected="(candidates, dimensions)")
-    grid = vectors.astype(np.float64, order="C")
-    grid *= _GRID
-    np.rint(grid, out=grid)
-    grid /= _GRID
+    grid = on_grid(vectors)
     squares = np.einsum("md,md->m", grid, grid)
     wrong = ~((np.abs(squares - 1.0) <= _NORM_SLACK) | (squares == 0.0))
     if wrong.any():
