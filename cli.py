@@ -504,8 +504,9 @@ def ask(
 def export(
     index: Index,
     queries: Annotated[Path, typer.Argument(help="File of queries; - is standard input.", show_default=False)],
-    output_path: Annotated[Path, typer.Option("-o", "--out", help="A .jsonl or .parquet file; - is standard output.")],
+    output_path: Annotated[Path, typer.Option("-o", "--out", help="A .jsonl, .parquet, .csv or .tsv file, or -.")],
     form: Annotated[ExportForm, typer.Option("--as", help="What is written.")] = "demos",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an export that was interrupted.")] = False,
     recipe_file: _RECIPE_FILE = None,  # type: ignore[valid-type]
     input: Annotated[str, typer.Option(help="Field of the input; a name, path or $template.")] = "input",
     id: Annotated[str, typer.Option(help="Field of the id.")] = "id",
@@ -548,7 +549,11 @@ def export(
 
     with _open(index, embedder, trust=trust) as retriever, progress() as shown:
         found = read_queries(str(queries), fields=Fields(input=input, id=id), format=format, on_bad=on_bad)
-        count = write(retriever, found, output_path, settings, progress=shown)
+        try:
+            count = write(retriever, found, output_path, settings, resume=resume, note=_note, progress=shown)
+        except KeyboardInterrupt:
+            typer.echo("interrupted", err=True)  # what was kept, a note has said
+            raise typer.Exit(130) from None
     bad.report()
     typer.echo(f"{count:,} records in {output_path}", err=True)
 
