@@ -12,7 +12,6 @@ export that was interrupted goes on; see `retriever.partial`.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
 import sys
@@ -165,16 +164,12 @@ def made_from(retriever: Retriever, settings: ExportSettings) -> dict[str, Json]
 
 
 def _index(retriever: Retriever) -> dict[str, Json]:
-    """What an index is known by. An index that was built again can agree in all but its content."""
+    """What an index is known by; the chain tells its content."""
     info = retriever.info()
-    known = {name: info[name] for name in ("generation", "revision", "examples", "created_by", "settings", "embedder")}
     fusion = info["fusion"]
     assert isinstance(fusion, dict)
-    content = hashlib.sha256()
-    sql = "SELECT hash FROM examples WHERE added <= ?1 AND (removed IS NULL OR removed > ?1) ORDER BY row"
-    for (row_hash,) in retriever._pool._query(sql, info["revision"]):
-        content.update(str(row_hash).encode())
-    return {**known, "weight": fusion["weight"], "content": content.hexdigest()}
+    names = ("generation", "revision", "chain", "created_by", "settings", "embedder")
+    return {**{name: info[name] for name in names}, "weight": fusion["weight"]}
 
 
 def record(retriever: Retriever, selection: Selection, settings: ExportSettings) -> dict[str, Json]:

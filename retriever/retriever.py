@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,28 +17,22 @@ from retriever import writing
 from retriever.build import Progress
 from retriever.embedders import EmbedderSource
 from retriever.embedders.base import unit_rows
-from retriever.errors import IndexCorrupt, InvalidInput, StorageError
+from retriever.errors import InvalidInput
 from retriever.example import Example, Json, as_query
 from retriever.formats import BadRow, BadRowLog, Fields, Limits, Source, read_examples
 from retriever.keys import Key
-from retriever.opening import open_pool, open_snapshot, read_current
+from retriever.live import LiveIndex
 from retriever.plan import BuildPlan
 from retriever.prompting import Prompt
 from retriever.prompts import PromptOptions, prompt_for
-from retriever.query_encoder import QueryEncoder
 from retriever.ranking.recipe import Options, Recipe
-from retriever.revisions import Revision
 from retriever.selection import Selection
-from retriever.selector import Selector
 from retriever.settings import IndexSettings
 from retriever.snapshot import Snapshot
 
 QueryLike: TypeAlias = "str | Mapping[str, Json] | Example"
 RecipeLike: TypeAlias = "Recipe | Mapping[str, Json] | str | Path | None"
 Note: TypeAlias = Callable[[str], None]
-
-COMPACT_AFTER = 1000
-"""Changes since the last generation after which `add`, `update` and `remove` publish a new one."""
 
 _SHOWN = ("format", "created_by", "settings", "embedder", "fusion")
 
@@ -84,21 +76,9 @@ class Retriever:
         self, path: Path, *, embedder: EmbedderSource | None, trust: bool, limits: Limits | None, note: Note
     ) -> None:
         self.path = path
-        self._given = embedder
-        self._trust = trust
         self._limits = limits or Limits()
         self._note = note
-        self._changing = threading.RLock()
-        self._pool = open_pool(path)
-        try:
-            snapshot = self._open_snapshot()
-            self._encoder = QueryEncoder(snapshot.base.generation, embedder, note)
-            if embedder is not None:
-                self._encoder.embedder  # noqa: B018  refuses a wrong one now, not at the first query
-        except BaseException:
-            self._pool.close()
-            raise
-        self._selector = Selector(snapshot, self._encoder.queries)
+        self._live = LiveIndex(path, embedder, trust=trust, note=note)
 
     @classmethod
     def build(
@@ -225,8 +205,7 @@ class Retriever:
 
     def close(self) -> None:
         """Lets go of the index; the retriever is not usable afterwards."""
-        self._pool.close()
-        self._snapshot.base.generation.hold.release()
+        self._live.close()
 
     def __len__(self) -> int:
         """How many examples there are."""
@@ -237,10 +216,7 @@ class Retriever:
 
     @property
     def _snapshot(self) -> Snapshot:
-        return self._selector.snapshot
-
-    def _open_snapshot(self) -> Snapshot:
-        return open_snapshot(self.path, self._pool, verify=not self._trust, note=self._note)
+        return self._live.snapshot
 
     # Reading
 
@@ -264,7 +240,7 @@ class Retriever:
             InvalidInput: A query, recipe or option that cannot be used.
         """
         vectors = None if vector is None else unit_rows(np.asarray(vector).reshape(1, -1))
-        return self._selector.select([as_query(query)], self._recipe(recipe, options), vectors)[0]
+        return self._live.selector.select([as_query(query)], self._recipe(recipe, options), vectors)[0]
 
     def select_many(
         self, queries: Iterable[QueryLike], *, recipe: RecipeLike = None, **options: Unpack[Options]
@@ -279,7 +255,7 @@ class Retriever:
             **options: As for `select`.
         """
         settings = self._recipe(recipe, options)
-        selector = self._selector
+        selector = self._live.selector
         remaining = iter(queries)
         while block := [as_query(query) for query in islice(remaining, selector.block)]:
             yield from selector.select(block, settings)
@@ -339,7 +315,7 @@ class Retriever:
     @property
     def labels(self) -> tuple[str, ...]:
         """The labels of the pool, sorted."""
-        return self._selector.labels
+        return self._live.selector.labels
 
     @property
     def generation(self) -> str:
@@ -347,7 +323,7 @@ class Retriever:
         return self._snapshot.base.generation.name
 
     def info(self) -> dict[str, Json]:
-        """What the index is: counts, settings, embedder, fusion weight, generation."""
+        """What the index is: counts, settings, embedder, fusion weight, generation, and the digest of its content."""
         base = self._snapshot.base
         manifest = base.generation.manifest
         size = sum(len(buffer) for buffer in base.generation.buffers.values())
@@ -356,6 +332,7 @@ class Retriever:
             "examples": len(self),
             "generation": self.generation,
             "revision": self._snapshot.revision.number,
+            "chain": self._snapshot.revision.chain,
             "added_since": len(self._snapshot.tail),
             "removed_since": len(self._snapshot.removed),
             "bytes": size,
@@ -388,9 +365,9 @@ class Retriever:
             IndexLocked: Another process is writing.
             StorageError: The operating system refuses.
         """
-        with self._writing() as session:
+        with self._live.session() as session:
             new = self._read(examples, fields, strict, on_bad, usable=self._check_addable)
-            self._change(session, new, [])
+            self._live.change(session, new, [])
         return tuple(example.id for example in new)
 
     def update(
@@ -417,12 +394,12 @@ class Retriever:
             IndexLocked: Another process is writing.
             StorageError: The operating system refuses.
         """
-        with self._writing() as session:
+        with self._live.session() as session:
             given = self._read(examples, fields, strict, on_bad, usable=self._snapshot.key.text)
             places = self._snapshot.places_of([example.id for example in given])
             stored = {example.id: example for example in self._snapshot.examples(list(places.values()))}
             new = [example for example in given if stored.get(example.id) != example]
-            self._change(session, new, [places[example.id] for example in new if example.id in places])
+            self._live.change(session, new, [places[example.id] for example in new if example.id in places])
         return Update(
             tuple(example.id for example in new if example.id not in places),
             tuple(example.id for example in new if example.id in places),
@@ -441,16 +418,16 @@ class Retriever:
             StorageError: The operating system refuses.
         """
         doomed = list(dict.fromkeys([ids] if isinstance(ids, str) else ids))
-        with self._writing() as session:
+        with self._live.session() as session:
             places = self._snapshot.places_of(doomed)
             for identity in doomed:
                 if identity not in places:
                     raise InvalidInput(f"no example with the id {identity!r}", expected="ids of examples in the pool")
-            self._change(session, [], list(places.values()))
+            self._live.change(session, [], list(places.values()))
         return len(doomed)
 
     def compact(self) -> str:
-        """Folds all changes since the last generation into a new one; by itself it happens after `COMPACT_AFTER`.
+        """Folds all changes since the last generation into a new one; by itself it happens after 1,000.
 
         Nothing is embedded, and no answer changes.
 
@@ -461,9 +438,9 @@ class Retriever:
             IndexLocked: Another process is writing.
             StorageError: The operating system refuses; `OutOfSpace` when the disk has no room.
         """
-        with self._writing() as session:
+        with self._live.session() as session:
             if self._snapshot.changed or self._snapshot.base.generation.stands_in:
-                self._compact(session)
+                self._live.compact(session)
         return self.generation
 
     def refresh(self) -> bool:
@@ -472,38 +449,7 @@ class Retriever:
         Returns:
             Whether there was anything new.
         """
-        with self._changing:
-            before = self._snapshot
-            self._move_to(self._newest())
-            return (self._snapshot.base.generation.name, self._snapshot.revision) != (
-                before.base.generation.name,
-                before.revision,
-            )
-
-    def _newest(self) -> Snapshot:
-        """The newest view, at the cost of what has changed."""
-        try:
-            current = read_current(self.path, self._pool)
-        except IndexCorrupt:
-            current = None  # what can be answered without it is for `open_snapshot` to say
-        newest = None
-        if current is not None and current.generation == self.generation:
-            newest = self._snapshot.advanced(Revision(current.revision, current.chain))
-        return newest or self._open_snapshot()
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[writing.Session]:
-        """The lock, with this retriever at the state that the lock protects."""
-        with self._changing, writing.writing(self.path) as session:
-            self._move_to(self._newest())
-            if self._snapshot.revision != session.revision:
-                raise IndexCorrupt(
-                    self._snapshot.base.generation.path,
-                    f"the newest state that can be read is revision {self._snapshot.revision.number}",
-                    expected=f"revision {session.revision.number}",
-                    fix="repair it (retriever verify --repair) before it is changed",
-                )
-            yield session
+        return self._live.refresh()
 
     def _read(
         self,
@@ -530,41 +476,6 @@ class Retriever:
         self._snapshot.key.text(example)
         if self._snapshot.places_of([example.id]):
             raise InvalidInput(f"id {example.id!r} is in the pool already")
-
-    def _change(self, session: writing.Session, added: Sequence[Example], removed: Sequence[int]) -> None:
-        """Removes rows of the index, adds examples, and moves on; many changes are folded into a new generation."""
-        if not added and not removed:
-            return
-        snapshot = self._snapshot
-        texts = [snapshot.key.text(example) for example in added]
-        vectors = np.empty((len(texts), snapshot.dim), dtype=np.float32)
-        known = snapshot.known_vectors(texts)
-        new = list(dict.fromkeys(text for text in texts if text not in known))
-        known |= dict(zip(new, self._encoder.examples(new) if new else [], strict=True))
-        for place, text in enumerate(texts):
-            vectors[place] = known[text]
-        rows = snapshot.rows[np.array(removed, dtype=np.int64)].tolist()
-        revision = session.pool.change(added, vectors, rows, session.revision)
-        session.show(revision)
-        newest = snapshot.advanced(revision)
-        assert newest is not None  # the lock is held: nobody else can have published
-        self._move_to(newest)
-        if newest.changed > COMPACT_AFTER:
-            try:
-                self._compact(session)
-            except StorageError as error:
-                # The change itself is done and durable.
-                self._note(f"the changes could not be folded into a new generation; the next one tries again: {error}")
-
-    def _compact(self, session: writing.Session) -> None:
-        writing.compact(session, self._snapshot, lambda: self._encoder.embedder, _silent)
-        self._move_to(self._open_snapshot())
-
-    def _move_to(self, snapshot: Snapshot) -> None:
-        if snapshot.base.generation.manifest["embedder"] != self._encoder.stored.manifest:
-            self._encoder = QueryEncoder(snapshot.base.generation, self._given, self._note)
-        if snapshot is not self._snapshot:
-            self._selector = Selector(snapshot, self._encoder.queries)
 
 
 def _both(first: Callable[[BadRow], None], second: Callable[[BadRow], None] | None) -> Callable[[BadRow], None]:

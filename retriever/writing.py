@@ -304,16 +304,10 @@ def load_for(
     return embedder, StoredEmbedder.of(embedder, named)
 
 
-def compact(session: Session, snapshot: Snapshot, embedder: Callable[[], Embedder], progress: Progress) -> None:
+def compact(session: Session, snapshot: Snapshot) -> None:
     """Publishes a generation that holds all that the newest snapshot shows.
 
     Every vector is in the snapshot, so nothing is embedded.
-
-    Args:
-        session: The writer.
-        snapshot: The newest view.
-        embedder: Gives its embedder; not called.
-        progress: Told how far the work is.
     """
     generation = snapshot.base.generation
     published = publish(
@@ -321,10 +315,14 @@ def compact(session: Session, snapshot: Snapshot, embedder: Callable[[], Embedde
         session.pool,
         snapshot.revision,
         settings=snapshot.base.settings,
-        embedder=embedder,
+        embedder=_not_needed,
         stored_embedder=StoredEmbedder.from_generation(generation),
         weight=Calibration.from_dict(generation.manifest["fusion"]),
         known=_Reused(_vectors_by_text(snapshot)),
-        progress=progress,
+        progress=lambda stage, done, total: None,
     )
     _finish(session, published, snapshot.revision)
+
+
+def _not_needed() -> Embedder:
+    raise AssertionError("a text without a vector in a snapshot")

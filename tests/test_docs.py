@@ -40,11 +40,11 @@ from retriever import EmbedderSettings, IndexSettings, Recipe, Retriever, errors
 from retriever.backends import _FORMS
 from retriever.export import FORMS
 from retriever.formats import Limits
+from retriever.live import COMPACT_AFTER
 from retriever.prompting import TEMPLATES, load_template
 from retriever.query_encoder import QueryEncoder
 from retriever.ranking.guard import LEVELS
 from retriever.ranking.where import predicate
-from retriever.retriever import COMPACT_AFTER
 from tests.support import fail
 
 ROOT = Path(__file__).resolve().parent.parent
