@@ -81,7 +81,6 @@ def writing(root: Path, *, create: bool = False) -> Iterator[Session]:
         else:
             manifest = generations.read_manifest(root, current.generation, current.manifest)
             pool.settle(Revision(current.revision, current.chain), {name: manifest[name] for name in _ABOUT})
-        generations.collect(root, current)
         yield Session(root, pool, current)
 
 
@@ -154,6 +153,7 @@ def build_index(
     saved = None
     try:
         with writing(root, create=True) as session:
+            generations.collect(root, session.current)
             examples = _usable(read(log), log, strict=settings.strict, most=settings.max_rows)
             revision = session.pool.stage(examples, session.revision, replace=session.current is not None)
             key = Key(settings.index.key)
@@ -310,6 +310,7 @@ def compact(session: Session, snapshot: Snapshot) -> None:
     Every vector is in the snapshot, so nothing is embedded.
     """
     generation = snapshot.base.generation
+    generations.collect(session.root, session.current)
     published = publish(
         session.root,
         session.pool,
@@ -322,6 +323,25 @@ def compact(session: Session, snapshot: Snapshot) -> None:
         progress=lambda stage, done, total: None,
     )
     _finish(session, published, snapshot.revision)
+
+
+def collect(path: str | Path) -> tuple[str, ...]:
+    """Removes what nobody needs: generations before the last two that no reader holds, and what a crash left behind.
+
+    Publishing does the same; this is for what was held, or could not be removed, at the time.
+
+    Args:
+        path: The index directory.
+
+    Returns:
+        The names that were removed.
+
+    Raises:
+        IndexMissing: There is no index.
+        IndexLocked: Another process is writing.
+    """
+    with writing(Path(path)) as session:
+        return tuple(generations.collect(session.root, session.current))
 
 
 def _not_needed() -> Embedder:

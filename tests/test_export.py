@@ -9,7 +9,7 @@ import pytest
 from pyarrow import parquet
 
 from retriever import Recipe
-from retriever.errors import DelimiterCollision, InvalidInput
+from retriever.errors import DelimiterCollision, InvalidInput, MissingDependency
 from retriever.example import Example
 from retriever.export import FORMS, ExportSettings, export, record
 from retriever.formats import BadRowLog, read_queries
@@ -195,6 +195,17 @@ def test_an_unknown_suffix_is_refused_before_a_query_is_read(index, tmp_path):
 
     with pytest.raises(InvalidInput, match=r"\.jsonl, \.parquet"):
         export(index, queries(), tmp_path / "o.json", settings())
+    assert names(tmp_path) == []
+
+
+def test_a_missing_package_is_told_before_a_query_is_read(index, tmp_path, monkeypatch):
+    def queries():
+        pytest.fail("a query was read")
+        yield
+
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingDependency, match="pyarrow"):
+        export(index, queries(), tmp_path / "o.parquet", settings())
     assert names(tmp_path) == []
 
 
