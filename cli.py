@@ -34,7 +34,7 @@ from retriever.options import (
     size,
     with_options,
 )
-from retriever.terminal import columns, inert_json, printable, printable_lines, progress, table
+from retriever.terminal import amount, columns, inert_json, printable, printable_lines, progress, table
 
 if TYPE_CHECKING:
     from retriever import BadRow, Fields, Retriever, Selection
@@ -241,7 +241,7 @@ def build(
 
 
 def _show_plan(plan: BuildPlan) -> None:
-    memory, disk = (f"{bytes_ / 1e6:,.0f} MB" for bytes_ in (plan.memory_bytes, plan.disk_bytes))
+    memory, disk = amount(plan.memory_bytes), amount(plan.disk_bytes)
     typer.echo(f"{plan.examples:,} examples: about {memory} of memory beside the model, {disk} on the disk", err=True)
 
 

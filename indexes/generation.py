@@ -265,6 +265,8 @@ def open_generation(root: Path, name: str, digest: str | None = None, *, verify:
         verify: Whether to compare every file's hash.
     """
     path = root / name
+    if path.is_symlink():
+        raise IndexCorrupt(path, "is a link", expected="a directory", fix=_REPAIR)
     hold = _held(path / _MANIFEST)
     try:
         manifest = read_manifest(root, name, digest)

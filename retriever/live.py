@@ -18,6 +18,7 @@ from retriever.query_encoder import QueryEncoder
 from retriever.revisions import Revision
 from retriever.selector import Selector
 from retriever.snapshot import Snapshot
+from retriever.stored_embedder import StoredEmbedder
 
 COMPACT_AFTER = 1000
 """Changes since the last generation after which a change publishes a new one."""
@@ -47,7 +48,7 @@ class LiveIndex:
         self._pool = open_pool(path)
         try:
             snapshot = self._open()
-            self._encoder = QueryEncoder(snapshot.base.generation, embedder, note)
+            self._encoder = QueryEncoder(StoredEmbedder.from_generation(snapshot.base.generation), embedder, note)
             if embedder is not None:
                 self._encoder.embedder  # noqa: B018  refuses a wrong one now, not at the first query
         except BaseException:
@@ -144,7 +145,8 @@ class LiveIndex:
         return self._open()
 
     def _move_to(self, snapshot: Snapshot) -> None:
-        if snapshot.base.generation.manifest["embedder"] != self._encoder.stored.manifest:
-            self._encoder = QueryEncoder(snapshot.base.generation, self._given, self._note)
+        stored = StoredEmbedder.from_generation(snapshot.base.generation)
+        if stored.manifest != self._encoder.stored.manifest:
+            self._encoder = QueryEncoder(stored, self._given, self._note)
         if snapshot is not self.snapshot:
             self.selector = Selector(snapshot, self._encoder.queries)

@@ -10,7 +10,7 @@ _VECTOR_COPIES = 2.5
 # A text as a Python string, its terms while they are counted, and its postings while they are sorted.
 _BYTES_PER_CHARACTER = 14
 # Row number, id, hash, and the dictionary entry of a text.
-_BYTES_PER_EXAMPLE = 400
+_BYTES_PER_EXAMPLE = 500
 _DISK_BYTES_PER_CHARACTER = 3
 _DISK_BYTES_PER_EXAMPLE = 250
 

@@ -334,16 +334,8 @@ class Pool:
         Raises:
             IndexCorrupt: A row is not what was written. The caller compares the chain.
         """
-        added = list(
-            self._query(
-                "SELECT examples.row, id, payload, hash, added, removed, vector FROM examples LEFT JOIN vectors"
-                " USING (row) WHERE examples.row > ? AND added <= ? ORDER BY examples.row",
-                last_row,
-                until,
-            )
-        )
-        sql = "SELECT removed, row FROM examples WHERE removed > ? AND removed <= ? ORDER BY removed, row"
-        removed = [(self._integer(when), self._integer(row)) for when, row in self._query(sql, since.number, until)]
+        added = self._added_rows(last_row, until)
+        removed = self._removals(since.number, until)
         if any(not isinstance(vector, bytes) or len(vector) != 4 * dim for *_, vector in added):
             return None
         kept = [one for one in added if one[5] is None or self._integer(one[5]) > until]
@@ -355,6 +347,28 @@ class Pool:
             self._integer(added[-1][0]) if added else last_row,
             chain(since, until, _by_revision(removed), _by_revision(self._digests(added))),
         )
+
+    def chain(self, since: Revision, last_row: int, until: int) -> str:
+        """The digest of a revision as the rows give it; arguments as for `changes`.
+
+        It is not the one that was written if a change is lost or altered, or if vectors of it were dropped.
+        """
+        added = self._digests(self._added_rows(last_row, until))
+        return chain(since, until, _by_revision(self._removals(since.number, until)), _by_revision(added))
+
+    def _added_rows(self, last_row: int, until: int) -> list[tuple[object, ...]]:
+        return list(
+            self._query(
+                "SELECT examples.row, id, payload, hash, added, removed, vector FROM examples LEFT JOIN vectors"
+                " USING (row) WHERE examples.row > ? AND added <= ? ORDER BY examples.row",
+                last_row,
+                until,
+            )
+        )
+
+    def _removals(self, since: int, until: int) -> list[tuple[int, int]]:
+        sql = "SELECT removed, row FROM examples WHERE removed > ? AND removed <= ? ORDER BY removed, row"
+        return [(self._integer(when), self._integer(row)) for when, row in self._query(sql, since, until)]
 
     def vectors(self, dim: int) -> dict[int, NDArray[np.float32]]:
         """All vectors that are kept here, by row; one of another size is left out."""

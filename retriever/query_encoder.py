@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from indexes.generation import Generation
 from retriever.embedders import (
     Embedder,
     EmbedderSettings,
@@ -27,14 +26,14 @@ class QueryEncoder:
     """Encodes queries and new examples as the index was built.
 
     Args:
-        generation: Its manifest says which embedder that was.
+        stored: Which embedder that was.
         given: The caller's embedder, in place of loading it by name.
         note: Told in one line what a reader should know.
     """
 
-    def __init__(self, generation: Generation, given: EmbedderSource | None, note: Callable[[str], None]) -> None:
-        self.stored = StoredEmbedder.from_generation(generation)
-        self._prompts = self.stored.prompts
+    def __init__(self, stored: StoredEmbedder, given: EmbedderSource | None, note: Callable[[str], None]) -> None:
+        self.stored = stored
+        self._prompts = stored.prompts
         self._given = given
         self._note = note
         self._lock = threading.Lock()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from indexes import files
 from indexes import generation as generations
-from indexes.generation import Current
+from indexes.generation import Current, Manifest
 from retriever.build import Progress, publish
 from retriever.embedders import Embedder, EmbedderSource
-from retriever.errors import Incompatible, IndexCorrupt, IndexMissing
+from retriever.errors import EmbedderError, Incompatible, IndexCorrupt, IndexMissing
 from retriever.evaluation.calibration import Calibration
 from retriever.keys import Key
 from retriever.opening import pool_path, read_current
@@ -26,6 +26,8 @@ from retriever.snapshot import pool_revision
 from retriever.stored_embedder import StoredEmbedder
 from retriever.verification import RESTORE, generation_problems, pool_problems
 from retriever.writing import LOCK, load_for
+
+_PARTS = ("settings", "embedder", "fusion")
 
 
 @dataclass(frozen=True)
@@ -75,13 +77,14 @@ def repair(
         for problem in pool_problems(pool):
             raise IndexCorrupt(problem.path, problem.found, fix=RESTORE)
         current = _readable(root, pool)
+        _check_history(root, pool, current, note)
         names = generations.generations(root)
         damaged = [name for name in names if generation_problems(root, name, current, pool)]
         if current is not None and current.generation in names and current.generation not in damaged:
-            pool.settle(Revision(current.revision, current.chain), _about(root, pool))
+            pool.settle(Revision(current.revision, current.chain), _about(root, pool, current))
             _remove(root, damaged)
             return Repair(None)
-        found = _Remains.of(root, pool)
+        found = _Remains.of(root, pool, current)
         newest = Revision(current.revision, current.chain) if current is not None else found.newest
         made = _rebuild(root, pool, newest, found, embedder, note, progress)
         _remove(root, damaged)
@@ -95,18 +98,61 @@ def _readable(root: Path, pool: Pool) -> Current | None:
         return None
 
 
-def _about(root: Path, pool: Pool) -> dict[str, object]:
-    """Settings, embedder and fusion: from the newest manifest that is intact, else as the pool has noted them."""
+def _manifests(root: Path) -> list[Manifest]:
+    """The manifests that are intact, newest first."""
+    found = []
     for name in reversed(generations.generations(root)):
-        try:
-            manifest = generations.read_manifest(root, name)
-        except (IndexCorrupt, Incompatible):
+        with contextlib.suppress(IndexCorrupt, Incompatible):
+            found.append(generations.read_manifest(root, name))
+    return found
+
+
+def _check_history(root: Path, pool: Pool, current: Current | None, note: Callable[[str], None]) -> None:
+    """Refuses a pool in which a change is lost or altered; what is derived from it would look intact afterwards.
+
+    Vectors that a generation holds are dropped from the pool, and with them goes the way from the first revision to the
+    newest: so each generation's revision is a place to start from, too.
+
+    Raises:
+        IndexCorrupt: No way leads to the newest revision, or a generation has had other rows.
+    """
+    newest = pool.head() if current is None else Revision(current.revision, current.chain)
+    if newest is None:
+        return
+    starts = [(Revision(), 0)]
+    for manifest in _manifests(root):
+        revision, about = pool_revision(manifest), dict(manifest["pool"])  # type: ignore[call-overload]
+        if revision.number > newest.number:
             continue
-        return {part: manifest[part] for part in ("settings", "embedder", "fusion")}
-    about = pool.about()
-    if not about:
+        starts.append((revision, int(about["last_row"])))
+        if pool.size(revision.number)[0] != int(about["rows"]):
+            raise _lost(pool, revision)
+    if any(pool.chain(start, last_row, newest.number) == newest.chain for start, last_row in starts):
+        return
+    if len(starts) > 1:
+        raise _lost(pool, newest)
+    note("no generation is left that tells whether the pool holds every change: it is taken as it is")
+
+
+def _lost(pool: Pool, revision: Revision) -> IndexCorrupt:
+    return IndexCorrupt(pool.path, f"does not hold what was written up to revision {revision.number}", fix=RESTORE)
+
+
+def _about(root: Path, pool: Pool, current: Current | None) -> Mapping[str, object]:
+    """Settings, embedder and fusion: as the current manifest says, else the pool's note, else an older manifest.
+
+    An older manifest may be that of another build.
+    """
+    manifests = _manifests(root)
+    if current is not None:
+        with contextlib.suppress(IndexCorrupt):
+            manifest = generations.read_manifest(root, current.generation, current.manifest)
+            return {part: manifest[part] for part in _PARTS}
+    if about := pool.about():
+        return about
+    if not manifests:
         raise IndexCorrupt(root, "neither a manifest nor the pool tells how it was built", fix="build it again")
-    return about
+    return {part: manifests[0][part] for part in _PARTS}
 
 
 @dataclass(frozen=True)
@@ -126,8 +172,8 @@ class _Remains:
     embedder_files: Mapping[str, Sequence[files.Buffer]]
 
     @classmethod
-    def of(cls, root: Path, pool: Pool) -> _Remains:
-        about = _about(root, pool)
+    def of(cls, root: Path, pool: Pool, current: Current | None) -> _Remains:
+        about = _about(root, pool, current)
         embedder = StoredEmbedder(dict(about["embedder"]), {})  # type: ignore[call-overload]
         revisions = [pool.head() or Revision()]
         vectors = pool.vectors(embedder.dim)
@@ -138,10 +184,20 @@ class _Remains:
                 continue
             with contextlib.suppress(IndexCorrupt):
                 pairs = zip(left.array("rows", np.int64).tolist(), left.array("vectors", np.float32), strict=True)
-                vectors = {**dict(pairs), **vectors}
-            learned = learned or StoredEmbedder.from_generation(left).files
+                vectors |= dict(pairs)  # these have a hash of their own
+            if not learned:
+                learned = _learned(StoredEmbedder.from_generation(left))
             revisions.append(pool_revision(left.manifest))
         return cls(about, max(revisions, key=lambda revision: revision.number), vectors, learned)
+
+
+def _learned(stored: StoredEmbedder) -> Mapping[str, Sequence[files.Buffer]]:
+    """What a fitted embedder has learned, if all of it is there."""
+    if stored.is_latent:
+        with contextlib.suppress(EmbedderError):
+            stored.latent()
+            return stored.files
+    return {}
 
 
 def _rebuild(
@@ -166,12 +222,15 @@ def _rebuild(
     fusion = Calibration.from_dict(found.about["fusion"])
     weight: Calibration | None = fusion
     texts = {key.text(pool_row.example) for pool_row in pool.examples(revision.number)}
-    embedder = None
-    if (about.is_latent and not about.files) or not texts <= known.vectors.keys():
+    embedder: Embedder | None = None
+    if about.is_latent and about.files:
+        embedder = about.latent()
+    elif about.is_latent or not texts <= known.vectors.keys():
         embedder, now = load_for(key, given or about.source, pool, revision, note)
         if now.space != about.space:
             note(f"the embedder is not to the last bit what it was: all {len(texts):,} texts are embedded again")
-            known, about, weight = _Known({}), now, fusion if fusion.objective == "given" else None
+            known, weight = _Known({}), fusion if fusion.objective == "given" else None
+        about = now if now.space != about.space else replace(about, files=now.files)
     published = publish(
         root,
         pool,

@@ -323,7 +323,10 @@ class Retriever:
         return self._snapshot.base.generation.name
 
     def info(self) -> dict[str, Json]:
-        """What the index is: counts, settings, embedder, fusion weight, generation, and the digest of its content."""
+        """What the index is: counts, settings, embedder, fusion weight, generation, and the digest of its content.
+
+        `damaged` tells whether an older generation answers in place of one that is damaged.
+        """
         base = self._snapshot.base
         manifest = base.generation.manifest
         size = sum(len(buffer) for buffer in base.generation.buffers.values())
@@ -331,6 +334,7 @@ class Retriever:
             "path": str(self.path),
             "examples": len(self),
             "generation": self.generation,
+            "damaged": base.generation.stands_in,
             "revision": self._snapshot.revision.number,
             "chain": self._snapshot.revision.chain,
             "added_since": len(self._snapshot.tail),
