@@ -39,7 +39,6 @@ _TEMPORARY = re.compile(r"(gen-\d{6,}|CURRENT)\.tmp-\d+")
 _FILE_NAME = re.compile(r"[a-z0-9_]+\.(npy|bin|faiss)")
 _MANIFEST = "manifest.json"
 _CURRENT = "CURRENT"
-_REPAIR = "repair it (retriever verify --repair), restore the index from a copy, or build it again"
 _SPARE_BYTES = 1 << 20
 _MAX_MANIFEST_BYTES = 1 << 24
 _LINE = re.compile(rb"((gen-\d{6,18}) ([0-9a-f]{64}) (\d{1,18}) ([0-9a-f]{64})) ([0-9a-f]{64})\n")
@@ -105,13 +104,13 @@ class Generation:
         """
         path = self.path / f"{name}.npy"
         if path.name not in self.buffers:
-            raise IndexCorrupt(path, "is not in the manifest", fix=_REPAIR)
+            raise _damaged(path, "is not in the manifest")
         try:
             array = parse_npy(self.buffers[path.name])
         except ValueError as error:
-            raise IndexCorrupt(path, f"is no plain array: {error}", fix=_REPAIR) from error
+            raise _damaged(path, f"is no plain array: {error}") from error
         if array.dtype != dtype:
-            raise IndexCorrupt(path, f"dtype {array.dtype}", expected=np.dtype(dtype).name, fix=_REPAIR)
+            raise _damaged(path, f"dtype {array.dtype}", expected=np.dtype(dtype).name)
         return array.view(dtype)
 
 
@@ -211,7 +210,7 @@ def read_current(root: Path) -> Current:
         raise IndexMissing(root) from None
     match = _LINE.fullmatch(line)
     if match is None or _digest(match[1]) != match[6].decode():
-        raise IndexCorrupt(path, f"holds {line[:80]!r}", expected="what FORMAT.md says of CURRENT", fix=_REPAIR)
+        raise _damaged(path, f"holds {line[:80]!r}", expected="what FORMAT.md says of CURRENT")
     return Current(match[2].decode(), match[3].decode(), int(match[4]), match[5].decode())
 
 
@@ -266,7 +265,7 @@ def open_generation(root: Path, name: str, digest: str | None = None, *, verify:
     """
     path = root / name
     if path.is_symlink():
-        raise IndexCorrupt(path, "is a link", expected="a directory", fix=_REPAIR)
+        raise _damaged(path, "is a link", expected="a directory")
     hold = _held(path / _MANIFEST)
     try:
         manifest = read_manifest(root, name, digest)
@@ -311,24 +310,29 @@ def read_manifest(root: Path, name: str, digest: str | None = None) -> Manifest:
     path = root / name / _MANIFEST
     body = _read(path)
     if len(body) > _MAX_MANIFEST_BYTES:
-        raise IndexCorrupt(path, f"{len(body):,} bytes", expected=f"at most {_MAX_MANIFEST_BYTES:,}", fix=_REPAIR)
+        raise _damaged(path, f"{len(body):,} bytes", expected=f"at most {_MAX_MANIFEST_BYTES:,}")
     if digest is not None and _digest(body) != digest:
-        raise IndexCorrupt(path, "does not match the hash in CURRENT", fix=_REPAIR)
+        raise _damaged(path, "does not match the hash in CURRENT")
     return _parse_manifest(path, bytes(body))
+
+
+def _damaged(path: Path, seen: str, expected: str = "") -> IndexCorrupt:
+    root = path.parents[1] if _NAME.fullmatch(path.parent.name) else path.parent
+    return IndexCorrupt(path, seen, expected=expected, fix=f"repair it: retriever verify {root} --repair")
 
 
 def _held(path: Path) -> files.Hold:
     try:
         return files.Hold(path)
     except FileNotFoundError:
-        raise IndexCorrupt(path, "is missing", fix=_REPAIR) from None
+        raise _damaged(path, "is missing") from None
 
 
 def _read(path: Path) -> files.Buffer:
     try:
         return files.read_bytes(path)
     except FileNotFoundError:
-        raise IndexCorrupt(path, "is missing", fix=_REPAIR) from None
+        raise _damaged(path, "is missing") from None
 
 
 def _parse_manifest(path: Path, body: bytes) -> Manifest:
@@ -336,7 +340,7 @@ def _parse_manifest(path: Path, body: bytes) -> Manifest:
         manifest = dict(json.loads(body))
         version = int(manifest["format"])
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise IndexCorrupt(path, f"is no manifest ({type(error).__name__})", fix=_REPAIR) from error
+        raise _damaged(path, f"is no manifest ({type(error).__name__})") from error
     if version > FORMAT_VERSION:
         raise Incompatible(
             f"{path}: format {version}",
@@ -344,7 +348,7 @@ def _parse_manifest(path: Path, body: bytes) -> Manifest:
             fix=f"upgrade to the version that wrote it, {manifest.get('created_by', 'which it does not name')}",
         )
     if version < 1 or manifest.pop("sha256", None) != _digest(_json(manifest)):
-        raise IndexCorrupt(path, "its content does not match its own SHA-256", fix=_REPAIR)
+        raise _damaged(path, "its content does not match its own SHA-256")
     return manifest
 
 
@@ -355,16 +359,16 @@ def _listed_files(path: Path, manifest: Manifest) -> dict[str, tuple[int, str]]:
             raise ValueError(f"file names {sorted(listed) if isinstance(listed, dict) else listed!r}")
         return {name: (int(entry["size"]), str(entry["sha256"])) for name, entry in listed.items()}
     except (ValueError, TypeError, KeyError) as error:
-        raise IndexCorrupt(path, f"lists its files wrongly: {error}", fix=_REPAIR) from error
+        raise _damaged(path, f"lists its files wrongly: {error}") from error
 
 
 def _checked(path: Path, listed: tuple[int, str], *, verify: bool) -> files.Buffer:
     size, digest = listed
     buffer = _read(path)
     if len(buffer) != size:
-        raise IndexCorrupt(path, f"{len(buffer):,} bytes", expected=f"{size:,}", fix=_REPAIR)
+        raise _damaged(path, f"{len(buffer):,} bytes", expected=f"{size:,}")
     if verify and _digest(buffer) != digest:
-        raise IndexCorrupt(path, "its content does not match its SHA-256", fix=_REPAIR)
+        raise _damaged(path, "its content does not match its SHA-256")
     return buffer
 
 

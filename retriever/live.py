@@ -90,7 +90,7 @@ class LiveIndex:
                     self.snapshot.base.generation.path,
                     f"the newest state that can be read is revision {self.snapshot.revision.number}",
                     expected=f"revision {session.revision.number}",
-                    fix="repair it (retriever verify --repair) before it is changed",
+                    fix=f"repair it before it is changed: retriever verify {self.path} --repair",
                 )
             yield session
 

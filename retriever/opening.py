@@ -13,7 +13,6 @@ from retriever.revisions import Revision
 from retriever.snapshot import Base, Snapshot
 
 _ATTEMPTS = 10
-_REPAIR = "repair it: retriever verify --repair"
 
 
 def pool_path(root: Path) -> Path:
@@ -44,7 +43,7 @@ def read_current(root: Path, pool: Pool) -> Current | None:
     except IndexMissing:
         if pool.head() is None:
             return None
-        raise IndexCorrupt(root / "CURRENT", "is missing", fix=_REPAIR) from None
+        raise IndexCorrupt(root / "CURRENT", "is missing", fix=f"repair it: retriever verify {root} --repair") from None
 
 
 def open_snapshot(root: Path, pool: Pool, *, verify: bool, note: Callable[[str], None]) -> Snapshot:
@@ -84,7 +83,11 @@ def open_snapshot(root: Path, pool: Pool, *, verify: bool, note: Callable[[str],
         snapshot = view.advanced(newest)
         if snapshot is not None:
             return snapshot
-    raise IndexCorrupt(pool_path(root), "lacks the vectors of examples that were added", fix=_REPAIR)
+    raise IndexCorrupt(
+        pool_path(root),
+        "lacks the vectors of examples that were added",
+        fix=f"repair it: retriever verify {root} --repair",
+    )
 
 
 def _substitute(

@@ -36,7 +36,6 @@ from retriever.settings import IndexSettings
 Rows: TypeAlias = NDArray[np.int64]
 
 _TAIL_CHUNK = 512
-_REPAIR = "repair it (retriever verify --repair), or build it again"
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,8 @@ class Base:
                 check_vocabulary(base.ids, "id")
             _check_rows(base)
         except (InvalidInput, KeyError, TypeError, ValueError, AttributeError) as error:
-            raise IndexCorrupt(generation.path, f"contradicts itself: {error}", fix=_REPAIR) from error
+            fix = f"repair it: retriever verify {generation.path.parent} --repair"
+            raise IndexCorrupt(generation.path, f"contradicts itself: {error}", fix=fix) from error
         return base
 
 

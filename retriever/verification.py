@@ -21,7 +21,7 @@ from retriever.pool import Pool
 from retriever.revisions import Revision
 from retriever.snapshot import Base, Snapshot
 
-REBUILD = "retriever verify --repair builds it again from the pool"
+REBUILD = "retriever verify INDEX --repair builds it again from the pool"
 RESTORE = "restore it from a copy: nothing else holds what was in it"
 
 _MOST_PROBLEMS = 100
