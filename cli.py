@@ -3,24 +3,54 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from retriever.terminal import columns, inert_json, printable, printable_lines, progress, table
+from retriever.options import (
+    BUDGET,
+    EMBEDDER,
+    PROMPT,
+    PROMPT_LIMITS,
+    RECIPE,
+    ROW_LIMITS,
+    ExportForm,
+    Index,
+    JsonFlag,
+    PromptForm,
+    Query,
+    RecipeFile,
+    Trust,
+    embedder_of,
+    limits_of,
+    prompt_options_of,
+    recipe_options,
+    size,
+    with_options,
+)
+from retriever.terminal import amount, columns, inert_json, printable, printable_lines, progress, table
 
 if TYPE_CHECKING:
-    from retriever import BadRow, Retriever, Selection
+    from retriever import BadRow, Fields, Retriever, Selection
     from retriever.example import Json
-    from retriever.ranking.recipe import Options
+    from retriever.plan import BuildPlan
+    from retriever.repair import Repair
+    from retriever.verification import Verification
 
 Result = TypeVar("Result")
+Source = Annotated[Path, typer.Argument(metavar="FILE", help="File of examples; - is standard input.")]
+MaxMemory = Annotated[
+    int | None,
+    typer.Option(
+        "--max-memory", parser=size, metavar="SIZE", help="Refuse a build that needs more.", show_default=False
+    ),
+]
 
 app = typer.Typer(
     name="retriever",
@@ -62,7 +92,7 @@ def _reported(command: Callable[..., Result]) -> Callable[..., Result]:
         try:
             return command(*args, **kwargs)
         except KeyboardInterrupt:
-            typer.echo("interrupted; nothing half-done was left", err=True)
+            typer.echo("interrupted", err=True)
             raise typer.Exit(130) from None
         except BrokenPipeError:
             # The reader of our output has gone; Python must not complain about it while it exits.
@@ -77,121 +107,13 @@ def _reported(command: Callable[..., Result]) -> Callable[..., Result]:
     return run
 
 
-# Options that several commands share
-
-
-Mode = Literal["hybrid", "dense", "lexical"]
-Guard = Literal["off", "self", "exact", "normalised", "near"]
-Strategy = Literal["top", "random", "fixed"]
-OrderBy = Literal["best-last", "best-first", "edges", "random"]
-Rule = Literal["convex", "rrf"]
-Collisions = Literal["error", "escape", "drop"]
-PromptForm = Literal["messages", "text"]
-ExportForm = Literal["demos", "prompts", "messages", "openai-batch", "anthropic-batch"]
-
-_SELECTION = "Selection"
-_PROMPT = "Prompt"
-_EMBEDDER = "Embedder"
-
-
-def _option(kind: object, *names: str, help: str, panel: str) -> object:
-    return Annotated[kind, typer.Option(*names, help=help, rich_help_panel=panel, show_default=False)]
-
-
-_RECIPE_OPTIONS: Mapping[str, object] = {
-    "k": _option(int | None, "-k", "--k", help="How many demonstrations (8).", panel=_SELECTION),
-    "mode": _option(Mode | None, "--mode", help="Which channels rank (hybrid).", panel=_SELECTION),
-    "weight": _option(float | None, "--weight", help="Share of the dense channel, 0 to 1.", panel=_SELECTION),
-    "fusion": _option(Rule | None, "--fusion", help="How channels are combined (convex).", panel=_SELECTION),
-    "guard": _option(Guard | None, "--guard", help="Leak guard level (self).", panel=_SELECTION),
-    "threshold": _option(float | None, "--threshold", help="Likeness of a near copy (0.9).", panel=_SELECTION),
-    "group": _option(str | None, "--group", help="Leave out the query's own group in FIELD.", panel=_SELECTION),
-    "where": _option(str | None, "--where", help="Filter, e.g. 'language == \"en\"'.", panel=_SELECTION),
-    "match": _option(list[str] | None, "--match", help="FIELD must be as in the query.", panel=_SELECTION),
-    "exclude": _option(list[str] | None, "--exclude", help="ID that must not be chosen.", panel=_SELECTION),
-    "strategy": _option(Strategy | None, "--strategy", help="How to choose (top).", panel=_SELECTION),
-    "fixed": _option(list[str] | None, "--fixed", help="ID that always comes first.", panel=_SELECTION),
-    "seed": _option(int | None, "--seed", help="For what is random (0).", panel=_SELECTION),
-    "order": _option(OrderBy | None, "--order", help="Order in the prompt (best-last).", panel=_SELECTION),
-}
-_RECIPE_FILE = _option(Path | None, "--recipe", help="Recipe as TOML; options override it.", panel=_SELECTION)
-_BUDGET_OPTIONS: Mapping[str, object] = {
-    "tokens": _option(int | None, "--tokens", help="Token budget of prompt and answer.", panel=_PROMPT),
-    "reserve": _option(int | None, "--reserve", help="Of these, tokens for the answer.", panel=_PROMPT),
-    "counter": _option(str | None, "--tokenizer", help="tiktoken:NAME or tokenizer.json.", panel=_PROMPT),
-}
-_PROMPT_OPTIONS: Mapping[str, object] = {
-    "template": _option(str | None, "--template", help="io, classification, cot, sql, program, FILE.", panel=_PROMPT),
-    "slot": _option(list[str] | None, "--slot", help="NAME=VALUE for the template.", panel=_PROMPT),
-    "collisions": _option(Collisions | None, "--collisions", help="Delimiters in data (error).", panel=_PROMPT),
-    "zero_shot": _option(bool, "--zero-shot", help="Trigger line without demonstrations.", panel=_PROMPT),
-}
-_EMBEDDER_OPTIONS: Mapping[str, object] = {
-    "embedder": _option(str | None, "--embedder", help="auto, latent, openai:MODEL, name or folder.", panel=_EMBEDDER),
-    "embedder_url": _option(str | None, "--embedder-url", help="Where an openai: embedder is.", panel=_EMBEDDER),
-    "query_prompt": _option(str | None, "--query-prompt", help="Put before queries.", panel=_EMBEDDER),
-    "example_prompt": _option(str | None, "--example-prompt", help="Put before examples.", panel=_EMBEDDER),
-    "device": _option(str | None, "--device", help="cpu, cuda:0 and the like.", panel=_EMBEDDER),
-}
-Query = Annotated[str, typer.Argument(help="The query; - reads it from standard input.", show_default=False)]
-Index = Annotated[Path, typer.Argument(help="The index directory.", show_default=False)]
-JsonFlag = Annotated[bool, typer.Option("--json", help="JSON even on a terminal.")]
-Trust = Annotated[bool, typer.Option("--trust", help="Skip the comparison of hashes.")]
-
-
-def _with_options(**groups: Mapping[str, object]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Adds groups of options to a command, which gets each group as one mapping of the values that were given."""
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name not in groups]
-        added = [
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=False if name == "zero_shot" else None,
-                annotation=annotation,
-            )
-            for group in groups.values()
-            for name, annotation in group.items()
-        ]
-
-        @functools.wraps(command)
-        def run(*args: object, **kwargs: object) -> None:
-            gathered = {group: {name: kwargs.pop(name) for name in options} for group, options in groups.items()}
-            given = {g: {n: v for n, v in values.items() if not _left_out(v)} for g, values in gathered.items()}
-            command(*args, **kwargs, **given)
-
-        run.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
-        run.__annotations__ = {p.name: p.annotation for p in (*own, *added)}
-        del run.__wrapped__
-        return run
-
-    return decorate
-
-
-def _left_out(value: object) -> bool:
-    """Whether an option was not given; 0 and the empty text are values."""
-    return value is None or value is False or value == []
-
-
-def _recipe_options(recipe: Mapping[str, object]) -> Options:
-    return recipe  # type: ignore[return-value]
-
-
-def _embedder(options: Mapping[str, object]) -> object:
-    """The embedder that the options name; None when they name none."""
-    from retriever import EmbedderSettings
-
-    if not options:
-        return None
-    named = {"embedder": "name", "embedder_url": "base_url"}
-    return EmbedderSettings(**{named.get(option, option): value for option, value in options.items()})  # type: ignore[arg-type]
-
-
-def _open(index: Path, embedder: Mapping[str, object], *, trust: bool = False) -> Retriever:
+def _open(
+    index: Path, embedder: Mapping[str, object], *, trust: bool = False, limits: Mapping[str, object] | None = None
+) -> Retriever:
     from retriever import Retriever
 
-    return Retriever.open(index, embedder=_embedder(embedder), trust=trust, note=_note)  # type: ignore[arg-type]
+    given = embedder_of(embedder)
+    return Retriever.open(index, embedder=given, trust=trust, limits=limits_of(limits or {}), note=_note)  # type: ignore[arg-type]
 
 
 def _read_query(query: str) -> str | dict[str, Json]:
@@ -210,19 +132,6 @@ def _read_query(query: str) -> str | dict[str, Json]:
     except ValueError:
         return text
     return value if isinstance(value, dict) else text
-
-
-def _prompt_options(options: Mapping[str, object]) -> dict[str, object]:
-    from retriever.errors import InvalidInput
-
-    chosen = dict(options)
-    slots = {}
-    for slot in chosen.pop("slot", []):  # type: ignore[attr-defined]
-        name, equals, value = slot.partition("=")
-        if not equals:
-            raise InvalidInput(f"--slot {slot!r}", expected="NAME=VALUE")
-        slots[name] = value
-    return {**chosen, "slots": slots} if slots else chosen
 
 
 def _version(wanted: bool) -> None:
@@ -255,7 +164,7 @@ def _main(
 
 @app.command(no_args_is_help=True)
 @_reported
-@_with_options(embedder=_EMBEDDER_OPTIONS)
+@with_options(embedder=EMBEDDER, limits=ROW_LIMITS)
 def build(
     pools: Annotated[list[Path], typer.Argument(metavar="POOL...", help="Files of examples; - is standard input.")],
     output_path: Annotated[Path, typer.Option("-o", "--out", metavar="INDEX", help="The index directory to make.")],
@@ -277,9 +186,11 @@ def build(
     weight: Annotated[float | None, typer.Option(help="Share of the dense channel; left out: calibrated.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse the pool if a row is bad (exit 7).")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the examples of an index.")] = False,
+    max_memory: MaxMemory = None,
     json_output: JsonFlag = False,
     *,
     embedder: Mapping[str, object],
+    limits: Mapping[str, object],
 ) -> None:
     """Build an index from files of examples.
 
@@ -305,11 +216,14 @@ def build(
             table=table,
             encoding=encoding,
             settings=IndexSettings(key, analyzer, lexical, bm25, ann=ann),
-            embedder=_embedder(embedder) or "auto",  # type: ignore[arg-type]
+            embedder=embedder_of(embedder) or "auto",  # type: ignore[arg-type]
             weight=weight,
             strict=strict,
             overwrite=overwrite,
+            max_memory=max_memory,
+            limits=limits_of(limits),
             on_bad=bad,
+            on_plan=_show_plan,
             note=_note,
             progress=shown,
         )
@@ -324,6 +238,11 @@ def build(
             f"embedder {_at(info, 'embedder', 'name')}, "
             f"fusion weight {_at(info, 'fusion', 'weight')} ({_at(info, 'fusion', 'objective')})"
         )
+
+
+def _show_plan(plan: BuildPlan) -> None:
+    memory, disk = amount(plan.memory_bytes), amount(plan.disk_bytes)
+    typer.echo(f"{plan.examples:,} examples: about {memory} of memory beside the model, {disk} on the disk", err=True)
 
 
 def _at(info: Mapping[str, Json], section: str, name: str) -> Json:
@@ -353,17 +272,18 @@ class _BadRows:
 
 @app.command(no_args_is_help=True)
 @_reported
-@_with_options(recipe=_RECIPE_OPTIONS, embedder=_EMBEDDER_OPTIONS)
+@with_options(recipe=RECIPE, embedder=EMBEDDER, limits=PROMPT_LIMITS)
 def select(
     index: Index,
     query: Query,
-    recipe_file: _RECIPE_FILE = None,  # type: ignore[valid-type]
+    recipe_file: RecipeFile = None,  # type: ignore[valid-type]
     explain: Annotated[bool, typer.Option("--explain", help="Show what was left out, and the recipe.")] = False,
     json_output: JsonFlag = False,
     trust: Trust = False,
     *,
     recipe: Mapping[str, object],
     embedder: Mapping[str, object],
+    limits: Mapping[str, object],
 ) -> None:
     """Show the demonstrations for a query, best first.
 
@@ -371,8 +291,8 @@ def select(
     retriever select tickets.index "my card still has not arrived" -k 4
     retriever select tickets.index "where is my order" --where 'language == "en"' --explain
     """
-    with _open(index, embedder, trust=trust) as retriever:
-        selection = retriever.select(_read_query(query), recipe=recipe_file, **_recipe_options(recipe))
+    with _open(index, embedder, trust=trust, limits=limits) as retriever:
+        selection = retriever.select(_read_query(query), recipe=recipe_file, **recipe_options(recipe))
     if _wants_json(json_output):
         _emit(selection.to_dict())
     else:
@@ -414,19 +334,18 @@ def _number(channels: Mapping[str, float], name: str) -> str:
 
 @app.command(no_args_is_help=True)
 @_reported
-@_with_options(
-    recipe={**_RECIPE_OPTIONS, **_BUDGET_OPTIONS}, prompt_options=_PROMPT_OPTIONS, embedder=_EMBEDDER_OPTIONS
-)
+@with_options(recipe={**RECIPE, **BUDGET}, prompt_options=PROMPT, embedder=EMBEDDER, limits=PROMPT_LIMITS)
 def prompt(
     index: Index,
     query: Query,
-    recipe_file: _RECIPE_FILE = None,  # type: ignore[valid-type]
+    recipe_file: RecipeFile = None,  # type: ignore[valid-type]
     format: Annotated[PromptForm | None, typer.Option("--format", help="messages (JSON) or text.")] = None,
     trust: Trust = False,
     *,
     recipe: Mapping[str, object],
     prompt_options: Mapping[str, object],
     embedder: Mapping[str, object],
+    limits: Mapping[str, object],
 ) -> None:
     """Print the prompt for a query: text on a terminal, else messages.
 
@@ -435,12 +354,12 @@ def prompt(
     retriever prompt tickets.index "where is my order" --template classification --tokens 2000
     """
     form = format or ("text" if sys.stdout.isatty() else "messages")
-    with _open(index, embedder, trust=trust) as retriever:
+    with _open(index, embedder, trust=trust, limits=limits) as retriever:
         made = retriever.prompt(
             _read_query(query),
             recipe=recipe_file,
-            prompt_options={**_prompt_options(prompt_options), "form": form},  # type: ignore[arg-type]
-            **_recipe_options(recipe),
+            prompt_options={**prompt_options_of(prompt_options), "form": form},  # type: ignore[arg-type]
+            **recipe_options(recipe),
         )
         text = made.text if form == "text" else ""
     for skipped in made.skipped:
@@ -453,14 +372,12 @@ def prompt(
 
 @app.command(no_args_is_help=True)
 @_reported
-@_with_options(
-    recipe={**_RECIPE_OPTIONS, **_BUDGET_OPTIONS}, prompt_options=_PROMPT_OPTIONS, embedder=_EMBEDDER_OPTIONS
-)
+@with_options(recipe={**RECIPE, **BUDGET}, prompt_options=PROMPT, embedder=EMBEDDER, limits=PROMPT_LIMITS)
 def ask(
     index: Index,
     query: Query,
     backend: Annotated[str, typer.Option(help="openai:MODEL, transformers:PATH or command:PROGRAM.")],
-    recipe_file: _RECIPE_FILE = None,  # type: ignore[valid-type]
+    recipe_file: RecipeFile = None,  # type: ignore[valid-type]
     explain: Annotated[bool, typer.Option("--explain", help="Show the demonstrations, too.")] = False,
     base_url: Annotated[str | None, typer.Option("--base-url", help="Where an OpenAI-compatible server is.")] = None,
     max_tokens: Annotated[int, typer.Option(help="The most tokens of the answer.")] = 256,
@@ -472,6 +389,7 @@ def ask(
     recipe: Mapping[str, object],
     prompt_options: Mapping[str, object],
     embedder: Mapping[str, object],
+    limits: Mapping[str, object],
 ) -> None:
     """Ask a language model, with demonstrations in the prompt.
 
@@ -483,9 +401,9 @@ def ask(
 
     settings = BackendSettings(max_tokens=max_tokens, temperature=temperature, timeout=timeout, base_url=base_url)
     call = load_backend(backend, settings=settings)
-    with _open(index, embedder, trust=trust) as retriever:
-        selection = retriever.select(_read_query(query), recipe=recipe_file, **_recipe_options(recipe))
-        made = retriever.prompt(selection, prompt_options=_prompt_options(prompt_options))  # type: ignore[arg-type]
+    with _open(index, embedder, trust=trust, limits=limits) as retriever:
+        selection = retriever.select(_read_query(query), recipe=recipe_file, **recipe_options(recipe))
+        made = retriever.prompt(selection, prompt_options=prompt_options_of(prompt_options))  # type: ignore[arg-type]
     answer = call(made)
     if json_output:
         _emit({"answer": answer, "tokens": made.tokens, "selection": selection.to_dict()})
@@ -498,15 +416,14 @@ def ask(
 
 @app.command(no_args_is_help=True)
 @_reported
-@_with_options(
-    recipe={**_RECIPE_OPTIONS, **_BUDGET_OPTIONS}, prompt_options=_PROMPT_OPTIONS, embedder=_EMBEDDER_OPTIONS
-)
+@with_options(recipe={**RECIPE, **BUDGET}, prompt_options=PROMPT, embedder=EMBEDDER, limits=PROMPT_LIMITS)
 def export(
     index: Index,
     queries: Annotated[Path, typer.Argument(help="File of queries; - is standard input.", show_default=False)],
-    output_path: Annotated[Path, typer.Option("-o", "--out", help="A .jsonl or .parquet file; - is standard output.")],
+    output_path: Annotated[Path, typer.Option("-o", "--out", help="A .jsonl, .parquet, .csv or .tsv file, or -.")],
     form: Annotated[ExportForm, typer.Option("--as", help="What is written.")] = "demos",
-    recipe_file: _RECIPE_FILE = None,  # type: ignore[valid-type]
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an export that was interrupted.")] = False,
+    recipe_file: RecipeFile = None,  # type: ignore[valid-type]
     input: Annotated[str, typer.Option(help="Field of the input; a name, path or $template.")] = "input",
     id: Annotated[str, typer.Option(help="Field of the id.")] = "id",
     format: Annotated[str | None, typer.Option(help="Format of QUERIES.")] = None,
@@ -519,6 +436,7 @@ def export(
     recipe: Mapping[str, object],
     prompt_options: Mapping[str, object],
     embedder: Mapping[str, object],
+    limits: Mapping[str, object],
 ) -> None:
     """Write demonstrations or prompts for a file of queries.
 
@@ -534,8 +452,8 @@ def export(
 
     settings = ExportSettings(
         form,
-        Recipe.of(recipe_file).with_options(_recipe_options(recipe)),
-        _prompt_options(prompt_options),  # type: ignore[arg-type]
+        Recipe.of(recipe_file).with_options(recipe_options(recipe)),
+        prompt_options_of(prompt_options),  # type: ignore[arg-type]
         None if model is None else BatchSettings(model, max_tokens, temperature),
     )
     bad, log = _BadRows(), BadRowLog()
@@ -546,19 +464,23 @@ def export(
         if strict:
             log.raise_if_any()
 
-    with _open(index, embedder, trust=trust) as retriever, progress() as shown:
+    with _open(index, embedder, trust=trust, limits=limits) as retriever, progress() as shown:
         found = read_queries(str(queries), fields=Fields(input=input, id=id), format=format, on_bad=on_bad)
-        count = write(retriever, found, output_path, settings, progress=shown)
+        try:
+            count = write(retriever, found, output_path, settings, resume=resume, note=_note, progress=shown)
+        except KeyboardInterrupt:
+            typer.echo("interrupted", err=True)  # what was kept, a note has said
+            raise typer.Exit(130) from None
     bad.report()
     typer.echo(f"{count:,} records in {output_path}", err=True)
 
 
 @app.command(no_args_is_help=True)
 @_reported
-@_with_options(embedder=_EMBEDDER_OPTIONS)
+@with_options(embedder=EMBEDDER, limits=ROW_LIMITS)
 def add(
     index: Index,
-    source: Annotated[Path, typer.Argument(metavar="FILE", help="File of examples; - is standard input.")],
+    source: Source,
     input: Annotated[str, typer.Option(help="Field of the input; a name, path or $template.")] = "input",
     output: Annotated[str, typer.Option(help="Field of the output.")] = "output",
     no_output: Annotated[bool, typer.Option("--no-output", help="The examples have no outputs.")] = False,
@@ -568,18 +490,17 @@ def add(
     json_output: JsonFlag = False,
     *,
     embedder: Mapping[str, object],
+    limits: Mapping[str, object],
 ) -> None:
-    """Add examples to an index.
+    """Add examples to an index; an id that it has already is set aside.
 
     \b
     retriever add tickets.index new.jsonl --input text --output intent
     echo '{"input": "hi", "output": "hello"}' | retriever add tickets.index -
     """
-    from retriever import Fields
-
     bad = _BadRows()
-    with _open(index, embedder) as retriever:
-        fields = Fields(input=input, output=None if no_output else output, label=label, id=id)
+    with _open(index, embedder, limits=limits) as retriever:
+        fields = _fields(input, output, no_output, label, id)
         ids = retriever.add(str(source), fields=fields, strict=strict, on_bad=bad)
         count = len(retriever)
     bad.report()
@@ -587,6 +508,48 @@ def add(
         _emit({"added": list(ids), "bad_rows": bad.count, "examples": count})
     else:
         typer.echo(f"{len(ids):,} added, {count:,} examples now")
+
+
+@app.command(no_args_is_help=True)
+@_reported
+@with_options(embedder=EMBEDDER, limits=ROW_LIMITS)
+def update(
+    index: Index,
+    source: Source,
+    input: Annotated[str, typer.Option(help="Field of the input; a name, path or $template.")] = "input",
+    output: Annotated[str, typer.Option(help="Field of the output.")] = "output",
+    no_output: Annotated[bool, typer.Option("--no-output", help="The examples have no outputs.")] = False,
+    label: Annotated[str, typer.Option(help="Field of the label.")] = "label",
+    id: Annotated[str, typer.Option(help="Field of the id.")] = "id",
+    strict: Annotated[bool, typer.Option("--strict", help="Change nothing if a row is bad (exit 7).")] = False,
+    json_output: JsonFlag = False,
+    *,
+    embedder: Mapping[str, object],
+    limits: Mapping[str, object],
+) -> None:
+    """Add examples to an index, in place of those with the same ids.
+
+    \b
+    retriever update tickets.index corrected.jsonl --input text --output intent
+    echo '{"id": "s017", "input": "hi", "output": "hello"}' | retriever update tickets.index -
+    """
+    bad = _BadRows()
+    with _open(index, embedder, limits=limits) as retriever:
+        fields = _fields(input, output, no_output, label, id)
+        done = retriever.update(str(source), fields=fields, strict=strict, on_bad=bad)
+        count = len(retriever)
+    bad.report()
+    if _wants_json(json_output):
+        _emit({**asdict(done), "bad_rows": bad.count, "examples": count})
+    else:
+        parts = f"{len(done.added):,} added, {len(done.replaced):,} replaced, {len(done.unchanged):,} unchanged"
+        typer.echo(f"{parts}, {count:,} examples now")
+
+
+def _fields(input: str, output: str, no_output: bool, label: str, id: str) -> Fields:
+    from retriever import Fields
+
+    return Fields(input=input, output=None if no_output else output, label=label, id=id)
 
 
 @app.command(no_args_is_help=True)
@@ -609,6 +572,90 @@ def remove(
         _emit({"removed": removed, "examples": count})
     else:
         typer.echo(f"{removed:,} removed, {count:,} examples now")
+
+
+@app.command(no_args_is_help=True)
+@_reported
+def compact(index: Index, json_output: JsonFlag = False) -> None:
+    """Fold the changes since the last generation into a new one.
+
+    \b
+    retriever compact tickets.index
+    retriever compact tickets.index --json
+    """
+    with _open(index, {}) as retriever:
+        generation = retriever.compact()
+    if _wants_json(json_output):
+        _emit({"generation": generation})
+    else:
+        typer.echo(f"{generation} holds all changes")
+
+
+@app.command(no_args_is_help=True)
+@_reported
+def gc(index: Index, json_output: JsonFlag = False) -> None:
+    """Remove generations that nobody needs.
+
+    \b
+    retriever gc tickets.index
+    retriever gc tickets.index --json
+    """
+    from retriever.writing import collect
+
+    removed = collect(index)
+    if _wants_json(json_output):
+        _emit({"removed": list(removed)})
+    else:
+        typer.echo(f"removed: {', '.join(removed) or 'nothing'}")
+
+
+@app.command(no_args_is_help=True)
+@_reported
+@with_options(embedder=EMBEDDER)
+def verify(
+    index: Index,
+    mend: Annotated[bool, typer.Option("--repair", help="Build what is damaged again, from the pool.")] = False,
+    json_output: JsonFlag = False,
+    *,
+    embedder: Mapping[str, object],
+) -> None:
+    """Check every file and example of an index (exit 4: damaged).
+
+    \b
+    retriever verify tickets.index
+    retriever verify tickets.index --repair
+    """
+    from retriever.repair import repair
+    from retriever.verification import verify as check
+
+    made = None
+    with progress() as shown:
+        found = check(index, progress=shown)
+        if mend and not found.intact:
+            for problem in found.problems:
+                _note(str(problem))
+            made = repair(index, embedder=embedder_of(embedder), note=_note, progress=shown)  # type: ignore[arg-type]
+            found = check(index, progress=shown)
+    if _wants_json(json_output):
+        problems = [{**asdict(problem), "path": str(problem.path)} for problem in found.problems]
+        repaired = None if made is None else asdict(made)
+        _emit({"intact": found.intact, "rows": found.rows, "problems": problems, "repaired": repaired})
+    else:
+        _show_verification(found, made)
+    if not found.intact:
+        raise typer.Exit(4)
+
+
+def _show_verification(found: Verification, made: Repair | None) -> None:
+    for problem in found.problems:
+        typer.echo(f"damaged: {printable(str(problem))}")
+    if made is not None:
+        typer.echo(
+            f"repaired: {made.generation or 'what was damaged was not needed'}, "
+            f"{made.reused:,} vectors used again, {made.embedded:,} texts embedded"
+        )
+    if found.intact:
+        typer.echo(f"intact: {found.rows:,} rows of the pool, {', '.join(found.generations)}")
 
 
 @app.command(no_args_is_help=True)

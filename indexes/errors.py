@@ -6,8 +6,24 @@ and is where users import them from.
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar
+
+_REMEDIES: Mapping[int, str] = MappingProxyType(
+    {
+        errno.ENOSPC: "free some space, then try again: the index is as it was",
+        errno.EDQUOT: "free some space, then try again: the index is as it was",
+        errno.EFBIG: "raise the limit on file sizes (ulimit -f), then try again: the index is as it was",
+        errno.EMFILE: "raise the limit on open files (ulimit -n), then try again",
+        errno.ENFILE: "close other programs, then try again",
+        errno.EACCES: "give this user the permission, then try again",
+        errno.EROFS: "mount the file system for writing, then try again",
+        errno.EIO: "check the disk; the index is as it was",
+    }
+)
 
 
 class RetrieverError(Exception):
@@ -61,6 +77,35 @@ class IndexCorrupt(RetrieverError):
     def __init__(self, path: Path, seen: str, *, expected: str = "", fix: str = "") -> None:
         self.path = path
         super().__init__(f"{path}: {seen}", expected=expected, fix=fix)
+
+
+class StorageError(RetrieverError, OSError):
+    """The operating system refused to read or write: a full disk, a failing one, too many open files, no permission.
+
+    Attributes:
+        path: The file or directory.
+        errno: The operating system's number for the reason.
+    """
+
+    def __init__(self, path: Path, doing: str, error: OSError) -> None:
+        super().__init__(f"{path}: {doing}: {error.strerror or error}", fix=_REMEDIES.get(error.errno or 0, ""))
+        self.path = path
+        self.errno = error.errno
+
+
+class OutOfSpace(StorageError):
+    """There is not enough room on the disk for what is to be written; nothing was.
+
+    Attributes:
+        needed: Bytes that are needed.
+        free: Bytes that are free.
+    """
+
+    def __init__(self, path: Path, needed: int, free: int) -> None:
+        self.needed = needed
+        self.free = free
+        reason = f"{needed:,} bytes are needed and {free:,} are free"
+        super().__init__(path, "nothing was written", OSError(errno.ENOSPC, reason))
 
 
 class Incompatible(RetrieverError):

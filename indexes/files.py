@@ -1,24 +1,38 @@
 """The one module that touches the disk on behalf of an index.
 
-Everything durable passes through these few functions, so that a test can make any single one of them fail and so that
-the order of writes and syncs can be asserted. Each write is checked: a full disk must raise here, not surface later as
-a short file.
+Everything durable passes through these few functions, and they reach the disk through `os` alone, so that a test can
+put another `os` in its place: one that fails at any single call, or one that records what was written and flushed when.
+Each write is checked: a full disk must raise here, not surface later as a short file.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import mmap
 import os
-import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
-from indexes.errors import IndexCorrupt, IndexLocked
+from indexes.errors import IndexCorrupt, IndexLocked, StorageError
 
 Buffer: TypeAlias = "bytes | memoryview"
+
+_LOCK_BYTES = 32
+
+
+@contextlib.contextmanager
+def _reported(path: Path, doing: str) -> Iterator[None]:
+    """What the operating system refuses, as a `StorageError`; that a file is not there is for the caller to judge."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StorageError(path, doing, error) from error
 
 
 def write_bytes(path: Path, chunks: Iterable[Buffer]) -> int:
@@ -28,22 +42,25 @@ def write_bytes(path: Path, chunks: Iterable[Buffer]) -> int:
         The size in bytes.
 
     Raises:
-        FileExistsError: The file is there already; published files never change.
-        OSError: The disk is full or failed; the file is then not to be used.
+        StorageError: The disk is full or failed, or the file is there already, for published files never change. A
+            file that was begun is not to be used.
     """
-    written = 0
-    with path.open("xb", buffering=0) as file:
-        for chunk in chunks:
-            view = memoryview(chunk).cast("B")
-            while view:
-                count = file.write(view)
-                written += count
-                view = view[count:]
-        os.fsync(file.fileno())
-    size = path.stat().st_size
-    if size != written:
-        raise OSError(f"{path}: {size} bytes on the disk after {written} were written")
-    return written
+    views = [memoryview(chunk).cast("B") for chunk in chunks]
+    wanted = sum(len(view) for view in views)
+    with _reported(path, f"could not write its {wanted:,} bytes"):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            for view in views:
+                rest = view
+                while rest:
+                    rest = rest[os.write(descriptor, rest) :]
+            os.fsync(descriptor)
+            size = os.fstat(descriptor).st_size
+        finally:
+            os.close(descriptor)
+        if size != wanted:
+            raise OSError(errno.EIO, f"{size:,} bytes are on the disk")
+    return wanted
 
 
 def read_bytes(path: Path) -> Buffer:
@@ -53,60 +70,117 @@ def read_bytes(path: Path) -> Buffer:
     cannot be pulled from under.
 
     Raises:
+        FileNotFoundError: There is no such file.
         IndexCorrupt: The path is a link or no regular file.
-        OSError: The file cannot be read.
+        StorageError: The file cannot be read.
     """
-    descriptor = _open_regular(path)
-    with os.fdopen(descriptor, "rb") as file:
-        if os.fstat(descriptor).st_size == 0:
-            return b""
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    with _reported(path, "cannot be read"):
+        descriptor = _open_regular(path)
+        try:
+            size = os.fstat(descriptor).st_size
+            return memoryview(mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)) if size else b""
+        finally:
+            os.close(descriptor)
 
 
 def _open_regular(path: Path) -> int:
-    if path.is_symlink() or not path.is_file():
-        if not path.exists():
-            raise FileNotFoundError(f"{path} does not exist")
-        raise IndexCorrupt(path, "is not a regular file", fix="restore the index from a copy, or build it again")
-    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        # A pipe must not keep the reader waiting before it is found to be none of ours.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise _irregular(path) from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _irregular(path)
+    return descriptor
+
+
+def _irregular(path: Path) -> IndexCorrupt:
+    return IndexCorrupt(path, "is not a regular file", fix="restore the index from a copy, or build it again")
 
 
 def make_directory(path: Path) -> None:
-    """Makes a directory and its parents; one that is there is fine."""
-    path.mkdir(parents=True, exist_ok=True)
+    """Makes a directory and its parents; one that is there is fine.
+
+    Raises:
+        StorageError: The operating system refuses.
+    """
+    with _reported(path, "could not be made"):
+        for directory in (*reversed(path.parents), path):
+            if not directory.is_dir():
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(directory)  # noqa: PTH102  `os` is the seam
+                    sync_directory(directory.parent)
 
 
 def sync_directory(path: Path) -> None:
-    """Flushes the names in a directory to the disk; without it a rename can be lost with the power."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Flushes the names in a directory to the disk; without it a rename can be lost with the power.
+
+    Raises:
+        StorageError: The disk failed.
+    """
+    with _reported(path, "its names could not be flushed to the disk"):
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def rename(source: Path, target: Path) -> None:
-    """Renames a file or directory, replacing a file that is there."""
-    source.replace(target)
+    """Renames a file or directory, replacing a file that is there.
+
+    Raises:
+        StorageError: The operating system refuses.
+    """
+    with _reported(target, f"could not get its name from {source.name}"):
+        os.replace(source, target)  # noqa: PTH105  `os` is the seam
 
 
 def list_directory(path: Path) -> list[str]:
-    """The names in a directory, sorted; empty when it does not exist."""
-    return sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+    """The names in a directory, sorted; none when there is no such directory.
+
+    Raises:
+        StorageError: It cannot be read, or is no directory.
+    """
+    with _reported(path, "cannot be listed"):
+        try:
+            return sorted(os.listdir(path))  # noqa: PTH208  `os` is the seam
+        except FileNotFoundError:
+            return []
 
 
-def remove(path: Path) -> None:
-    """Removes a file or a whole directory; what is gone already, or cannot be removed now, stays for a later call."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            path.unlink()
+def remove(path: Path) -> bool:
+    """Removes a file, or a directory with all that is in it.
+
+    Returns:
+        Whether it is gone. What cannot be removed now stays for a later call.
+    """
+    try:
+        if stat.S_ISDIR(os.lstat(path).st_mode):
+            for name in os.listdir(path):  # noqa: PTH208
+                remove(path / name)
+            os.rmdir(path)  # noqa: PTH106
+        else:
+            os.unlink(path)  # noqa: PTH108
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def free_bytes(path: Path) -> int:
-    """Bytes that an ordinary user can still write to the file system of a path."""
-    return shutil.disk_usage(path).free
+    """Bytes that an ordinary user can still write to the file system of a path.
+
+    Raises:
+        StorageError: The operating system refuses to say.
+    """
+    with _reported(path, "its free space cannot be told"):
+        found = os.statvfs(path)
+    return found.f_bavail * found.f_frsize
 
 
 @contextlib.contextmanager
@@ -115,16 +189,73 @@ def locked(path: Path) -> Iterator[None]:
 
     Raises:
         IndexLocked: Another process, or another writer of this one, holds it.
+        StorageError: The file cannot be opened for writing.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    with _reported(path, "cannot be opened for writing"):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    try:
+        with _reported(path, "cannot be locked"):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(descriptor, _LOCK_BYTES, 0).strip()
+                raise IndexLocked(path, int(holder) if holder.isdigit() else None) from None
+            # The content only names the holder to others: a full disk, where it cannot be written, stops nobody.
+            with contextlib.suppress(OSError):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class Hold:
+    """A reader's claim to a file, which `held` sees; it ends with `release`, with the object, or with the process."""
+
+    def __init__(self, path: Path) -> None:
+        """Claims the file.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            StorageError: It cannot be opened or locked.
+        """
+        with _reported(path, "cannot be held"):
+            self._descriptor = _open_regular(path)
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                # Whoever has it to themselves is removing it: for a reader it is gone.
+                self.release()
+                raise FileNotFoundError(f"{path} is being removed") from None
+            except BaseException:
+                self.release()
+                raise
+
+    def release(self) -> None:
+        """Gives up the claim; once is enough, more often does no harm."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        if getattr(self, "_descriptor", -1) >= 0:
+            self.release()
+
+
+@contextlib.contextmanager
+def unheld(path: Path) -> Iterator[bool]:
+    """Whether no reader holds a file; while the context lasts, none can begin to."""
+    try:
+        descriptor = _open_regular(path)
+    except (OSError, IndexCorrupt):
+        yield True  # nothing that a reader could have opened
+        return
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 32, 0).strip()
-            raise IndexLocked(path, int(holder) if holder.isdigit() else None) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        yield
+        except OSError:
+            yield False
+        else:
+            yield True
     finally:
         os.close(descriptor)

@@ -1,7 +1,7 @@
 """A generation: one immutable, published state of the derived files, in a directory of its own.
 
     INDEX/
-      CURRENT              "gen-000007 <SHA-256 of its manifest>", replaced atomically
+      CURRENT              which generation is current, and which state of the data beside it; replaced atomically
       gen-000007/          the files, and manifest.json, which names each of them with its size and SHA-256
 
 Publishing writes everything under a temporary name, flushes each file, then the manifest, then the directory, renames
@@ -11,8 +11,8 @@ format byte by byte.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import io
 import json
 import os
 import re
@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexes import files
-from indexes.errors import Incompatible, IndexCorrupt, IndexMissing
+from indexes.arrays import parse_npy
+from indexes.errors import Incompatible, IndexCorrupt, IndexMissing, OutOfSpace
 
 FORMAT_VERSION = 1
 """What this version writes. It reads every version from 1 to this one."""
@@ -34,10 +35,36 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 Manifest: TypeAlias = "dict[str, object]"
 
 _NAME = re.compile(r"gen-(\d{6,})")
+_TEMPORARY = re.compile(r"(gen-\d{6,}|CURRENT)\.tmp-\d+")
 _FILE_NAME = re.compile(r"[a-z0-9_]+\.(npy|bin|faiss)")
 _MANIFEST = "manifest.json"
-_REPAIR = "restore the index from a copy, or build it again"
+_CURRENT = "CURRENT"
 _SPARE_BYTES = 1 << 20
+_MAX_MANIFEST_BYTES = 1 << 24
+_LINE = re.compile(rb"((gen-\d{6,18}) ([0-9a-f]{64}) (\d{1,18}) ([0-9a-f]{64})) ([0-9a-f]{64})\n")
+
+
+@dataclass(frozen=True)
+class Current:
+    """What CURRENT says; to replace it is the moment at which a change takes place.
+
+    Attributes:
+        generation: The name of the current generation.
+        manifest: The SHA-256 of its manifest.
+        revision: The newest revision of the data beside the generations that readers may see.
+        chain: The digest of that revision and all before it, as whoever keeps the data defines it, 64 hexadecimal
+            digits.
+    """
+
+    generation: str
+    manifest: str
+    revision: int
+    chain: str
+
+    def line(self) -> bytes:
+        """The file's content: the four, and the SHA-256 of what stands before it."""
+        text = f"{self.generation} {self.manifest} {self.revision} {self.chain}".encode()
+        return text + f" {_digest(text)}\n".encode()
 
 
 @dataclass(frozen=True)
@@ -49,6 +76,7 @@ class Generation:
         path: Its directory.
         manifest: What it says of itself.
         buffers: The content of each file, memory-mapped.
+        hold: Keeps `collect` from removing it.
         stands_in: Whether it answers in place of a newer one that is damaged.
     """
 
@@ -56,7 +84,17 @@ class Generation:
     path: Path
     manifest: Manifest
     buffers: Mapping[str, files.Buffer] = field(repr=False)
+    hold: files.Hold = field(repr=False, compare=False)
     stands_in: bool = False
+
+    @property
+    def name(self) -> str:
+        """Its name, such as `gen-000007`."""
+        return self.path.name
+
+    def close(self) -> None:
+        """Lets `collect` remove it; what was read from it stays readable."""
+        self.hold.release()
 
     def array(self, name: str, dtype: type[Scalar]) -> NDArray[Scalar]:
         """The array in `NAME.npy`, in place, not writable.
@@ -66,39 +104,19 @@ class Generation:
         """
         path = self.path / f"{name}.npy"
         if path.name not in self.buffers:
-            raise IndexCorrupt(path, "is not in the manifest", fix=_REPAIR)
+            raise _damaged(path, "is not in the manifest")
         try:
-            array = _parse_npy(self.buffers[path.name])
+            array = parse_npy(self.buffers[path.name])
         except ValueError as error:
-            raise IndexCorrupt(path, f"is no plain array: {error}", fix=_REPAIR) from error
+            raise _damaged(path, f"is no plain array: {error}") from error
         if array.dtype != dtype:
-            raise IndexCorrupt(path, f"dtype {array.dtype}", expected=np.dtype(dtype).name, fix=_REPAIR)
+            raise _damaged(path, f"dtype {array.dtype}", expected=np.dtype(dtype).name)
         return array.view(dtype)
 
 
-def npy(array: NDArray[np.generic]) -> list[files.Buffer]:
-    """An array in NumPy's npy format: header, then its memory without a copy."""
-    contiguous = np.ascontiguousarray(array)
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(contiguous))
-    body = contiguous.reshape(-1).view(np.uint8).data if contiguous.size else b""
-    return [header.getvalue(), body]
-
-
-def _parse_npy(buffer: files.Buffer) -> NDArray[np.generic]:
-    head = io.BytesIO(bytes(buffer[:4096]))
-    if np.lib.format.read_magic(head) != (1, 0):
-        raise ValueError("npy version other than 1.0")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(head)
-    if fortran or dtype.hasobject:
-        raise ValueError(f"dtype {dtype}, Fortran order {fortran}")
-    count = int(np.prod(shape, dtype=np.int64))
-    if len(buffer) != head.tell() + count * dtype.itemsize:
-        raise ValueError(f"{len(buffer)} bytes for shape {shape} of {dtype}")
-    return np.frombuffer(buffer, dtype=dtype, count=count, offset=head.tell()).reshape(shape)
-
-
-def publish(root: Path, content: Mapping[str, Sequence[files.Buffer]], about: Manifest) -> Generation:
+def publish(
+    root: Path, content: Mapping[str, Sequence[files.Buffer]], about: Manifest, *, revision: int, chain: str
+) -> Current:
     """Writes a new generation and makes it the current one; durable when it returns.
 
     The caller holds the lock. Nothing in the files depends on when or where they are written.
@@ -107,33 +125,35 @@ def publish(root: Path, content: Mapping[str, Sequence[files.Buffer]], about: Ma
         root: The index directory; it exists.
         content: For each file name its content, in pieces.
         about: What the manifest shall say beyond the format, the number and the files.
+        revision: See `Current`.
+        chain: See `Current`.
 
     Raises:
-        OSError: The disk is full or failed; the previous generation is still the current one.
+        OutOfSpace: There is not enough room for it; nothing was written.
+        StorageError: The disk failed. The old generation or the new one is current, whole in either case.
     """
-    number = 1 + max(map(_number_of, files.list_directory(root)), default=0)
-    name = f"gen-{number:06d}"
+    name = f"gen-{1 + max(map(_number_of, files.list_directory(root)), default=0):06d}"
     _check_space(root, content)
     temporary = root / f"{name}.tmp-{os.getpid()}"
-    files.remove(temporary)
     try:
         files.make_directory(temporary)
-        manifest = _write_files(temporary, content, {"format": FORMAT_VERSION, "generation": number, **about})
+        manifest = _write_files(temporary, content, {"format": FORMAT_VERSION, **about})
         files.sync_directory(temporary)
         files.rename(temporary, root / name)
     except BaseException:
         files.remove(temporary)
         raise
     files.sync_directory(root)
-    _point_current(root, f"{name} {_digest(manifest)}\n".encode())
-    return open_generation(root, name, verify=False)
+    current = Current(name, _digest(manifest), revision, chain)
+    point(root, current)
+    return current
 
 
 def _check_space(root: Path, content: Mapping[str, Sequence[files.Buffer]]) -> None:
     needed = sum(memoryview(chunk).nbytes for chunks in content.values() for chunk in chunks) + _SPARE_BYTES
     free = files.free_bytes(root)
     if free < needed:
-        raise OSError(f"{root}: {needed:,} bytes are needed and {free:,} are free; nothing was written")
+        raise OutOfSpace(root, needed, free)
 
 
 def _write_files(directory: Path, content: Mapping[str, Sequence[files.Buffer]], manifest: Manifest) -> bytes:
@@ -145,114 +165,191 @@ def _write_files(directory: Path, content: Mapping[str, Sequence[files.Buffer]],
             digest.update(chunk)
         size = files.write_bytes(directory / name, chunks)
         listed[name] = {"size": size, "sha256": digest.hexdigest()}
-    body = json.dumps({**manifest, "files": listed}, ensure_ascii=False, indent=1, sort_keys=True).encode()
+    body = _manifest_bytes({**manifest, "files": listed})
     files.write_bytes(directory / _MANIFEST, [body])
     return body
 
 
-def _point_current(root: Path, line: bytes) -> None:
-    temporary = root / f"CURRENT.tmp-{os.getpid()}"
-    files.remove(temporary)
-    files.write_bytes(temporary, [line])
-    files.rename(temporary, root / "CURRENT")
+def _manifest_bytes(manifest: Manifest) -> bytes:
+    """The manifest as JSON, with the SHA-256 of the same without it: CURRENT vouches for one generation only."""
+    return _json({**manifest, "sha256": _digest(_json(manifest))})
+
+
+def _json(manifest: Manifest) -> bytes:
+    return json.dumps(manifest, ensure_ascii=False, indent=1, sort_keys=True).encode()
+
+
+def point(root: Path, current: Current) -> None:
+    """Replaces CURRENT; durable when it returns. The caller holds the lock.
+
+    Raises:
+        StorageError: The disk is full or failed. CURRENT says the old or the new, whole in either case.
+    """
+    temporary = root / f"{_CURRENT}.tmp-{os.getpid()}"
+    try:
+        files.write_bytes(temporary, [current.line()])
+        files.rename(temporary, root / _CURRENT)
+    except BaseException:
+        files.remove(temporary)
+        raise
     files.sync_directory(root)
 
 
-def open_current(root: Path, *, verify: bool = True, note: Callable[[str], None]) -> Generation:
-    """The generation that CURRENT names, checked file by file; the one before it when that one is damaged.
+def read_current(root: Path) -> Current:
+    """What CURRENT says.
+
+    Raises:
+        IndexMissing: There is no CURRENT.
+        IndexCorrupt: It is damaged.
+        StorageError: It cannot be read.
+    """
+    path = root / _CURRENT
+    try:
+        line = bytes(files.read_bytes(path)[:1000])
+    except FileNotFoundError:
+        raise IndexMissing(root) from None
+    match = _LINE.fullmatch(line)
+    if match is None or _digest(match[1]) != match[6].decode():
+        raise _damaged(path, f"holds {line[:80]!r}", expected="what FORMAT.md says of CURRENT")
+    return Current(match[2].decode(), match[3].decode(), int(match[4]), match[5].decode())
+
+
+def open_current(root: Path, current: Current, *, verify: bool = True) -> Generation:
+    """The current generation, checked file by file.
 
     Args:
         root: The index directory.
+        current: What CURRENT says.
         verify: Whether to compare every file's hash; sizes and names are always checked.
-        note: Told in one line when an older generation answers in place of a damaged one.
 
     Raises:
-        IndexMissing: There is no CURRENT and no generation.
-        IndexCorrupt: CURRENT, the manifest or a file is not what was published, and no older generation is intact.
+        IndexCorrupt: The manifest or a file is not what was published.
         Incompatible: A newer format.
+        StorageError: A file cannot be read.
     """
-    candidates = generations(root)
-    try:
-        name, digest = read_current(root)
-        candidates = [older for older in candidates if _number_of(older) < _number_of(name)]
-        return open_generation(root, name, manifest_digest=digest, verify=verify)
-    except IndexMissing:
-        if not candidates:
-            raise
-        damage = IndexCorrupt(root / "CURRENT", "is missing", fix=_REPAIR)
-    except IndexCorrupt as error:
-        damage = error
-    return _open_previous(root, candidates, damage, verify=verify, note=note)
+    return open_generation(root, current.generation, current.manifest, verify=verify)
 
 
-def _open_previous(
-    root: Path, candidates: list[str], damage: IndexCorrupt, *, verify: bool, note: Callable[[str], None]
+def open_substitute(
+    root: Path, damage: IndexCorrupt, *, before: str | None = None, verify: bool = True, note: Callable[[str], None]
 ) -> Generation:
-    """The newest intact one of the candidates."""
-    for name in reversed(candidates):
+    """The newest intact generation, in place of what is damaged.
+
+    Args:
+        root: The index directory.
+        damage: What was found; raised when no generation is intact.
+        before: Only generations older than this one; None for any.
+        verify: See `open_current`.
+        note: Told in one line that an older generation answers.
+    """
+    for name in reversed(generations(root)):
+        if before is not None and _number_of(name) >= _number_of(before):
+            continue
         try:
             generation = open_generation(root, name, verify=verify)
-        except IndexCorrupt:
+        except (IndexCorrupt, Incompatible):
             continue
-        note(f"DAMAGED INDEX: {damage}. Answering from {name} instead.")
+        note(f"DAMAGED INDEX: {damage.seen}. Answering from {name} instead; {damage.fix}.")
         return replace(generation, stands_in=True)
     raise damage
 
 
-def read_current(root: Path) -> tuple[str, str]:
-    """The name of the current generation and the SHA-256 of its manifest.
+def open_generation(root: Path, name: str, digest: str | None = None, *, verify: bool = True) -> Generation:
+    """A generation by name, whether CURRENT names it or not; arguments and errors as for `open_current`.
+
+    Args:
+        root: The index directory.
+        name: Its name.
+        digest: The SHA-256 of its manifest, where it is known from elsewhere.
+        verify: Whether to compare every file's hash.
+    """
+    path = root / name
+    if path.is_symlink():
+        raise _damaged(path, "is a link", expected="a directory")
+    hold = _held(path / _MANIFEST)
+    try:
+        manifest = read_manifest(root, name, digest)
+        buffers = {
+            file_name: _checked(path / file_name, listed, verify=verify)
+            for file_name, listed in _listed_files(path / _MANIFEST, manifest).items()
+        }
+    except BaseException:
+        hold.release()
+        raise
+    return Generation(_number_of(name), path, manifest, buffers, hold)
+
+
+def salvage(root: Path, name: str) -> Generation | None:
+    """What is left of a generation: those of its files that are intact; None when its manifest is damaged."""
+    path = root / name
+    try:
+        hold = _held(path / _MANIFEST)
+        manifest = read_manifest(root, name)
+    except (IndexCorrupt, Incompatible):
+        return None
+    buffers = {}
+    for file_name, listed in _listed_files(path / _MANIFEST, manifest).items():
+        with contextlib.suppress(IndexCorrupt):
+            buffers[file_name] = _checked(path / file_name, listed, verify=True)
+    return Generation(_number_of(name), path, manifest, buffers, hold)
+
+
+def read_manifest(root: Path, name: str, digest: str | None = None) -> Manifest:
+    """What a generation says of itself; the files it names are not looked at.
+
+    Args:
+        root: The index directory.
+        name: The generation.
+        digest: The SHA-256 that CURRENT gives; None for a generation that it does not name.
 
     Raises:
-        IndexMissing: There is no CURRENT.
-        IndexCorrupt: It is not one line of a name and a hash.
+        IndexCorrupt: It is missing, damaged, or no manifest.
+        Incompatible: A newer format.
+        StorageError: It cannot be read.
     """
-    path = root / "CURRENT"
+    path = root / name / _MANIFEST
+    body = _read(path)
+    if len(body) > _MAX_MANIFEST_BYTES:
+        raise _damaged(path, f"{len(body):,} bytes", expected=f"at most {_MAX_MANIFEST_BYTES:,}")
+    if digest is not None and _digest(body) != digest:
+        raise _damaged(path, "does not match the hash in CURRENT")
+    return _parse_manifest(path, bytes(body))
+
+
+def _damaged(path: Path, seen: str, expected: str = "") -> IndexCorrupt:
+    root = path.parents[1] if _NAME.fullmatch(path.parent.name) else path.parent
+    return IndexCorrupt(path, seen, expected=expected, fix=f"repair it: retriever verify {root} --repair")
+
+
+def _held(path: Path) -> files.Hold:
     try:
-        line = bytes(files.read_bytes(path))
+        return files.Hold(path)
     except FileNotFoundError:
-        raise IndexMissing(root) from None
-    match = re.fullmatch(rb"(gen-\d{6,}) ([0-9a-f]{64})\n", line)
-    if match is None:
-        raise IndexCorrupt(path, f"holds {line[:80]!r}", expected="the name of a generation and a SHA-256", fix=_REPAIR)
-    return match[1].decode(), match[2].decode()
-
-
-def open_generation(root: Path, name: str, *, manifest_digest: str | None = None, verify: bool = True) -> Generation:
-    """A generation by name, checked; see `open_current` for the errors."""
-    path = root / name
-    body = bytes(_read(path / _MANIFEST))
-    if manifest_digest is not None and _digest(body) != manifest_digest:
-        raise IndexCorrupt(path / _MANIFEST, "does not match the hash in CURRENT", fix=_REPAIR)
-    manifest = _parse_manifest(path / _MANIFEST, body)
-    buffers = {
-        file_name: _checked(path / file_name, listed, verify=verify)
-        for file_name, listed in _listed_files(path / _MANIFEST, manifest).items()
-    }
-    return Generation(_number_of(name), path, manifest, buffers)
+        raise _damaged(path, "is missing") from None
 
 
 def _read(path: Path) -> files.Buffer:
     try:
         return files.read_bytes(path)
     except FileNotFoundError:
-        raise IndexCorrupt(path, "is missing", fix=_REPAIR) from None
+        raise _damaged(path, "is missing") from None
 
 
 def _parse_manifest(path: Path, body: bytes) -> Manifest:
     try:
-        manifest = json.loads(body)
-        version = manifest["format"]
+        manifest = dict(json.loads(body))
+        version = int(manifest["format"])
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise IndexCorrupt(path, f"is no manifest ({type(error).__name__})", fix=_REPAIR) from error
-    if not isinstance(version, int) or version < 1:
-        raise IndexCorrupt(path, f"format {version!r}", expected=f"1 to {FORMAT_VERSION}", fix=_REPAIR)
+        raise _damaged(path, f"is no manifest ({type(error).__name__})") from error
     if version > FORMAT_VERSION:
         raise Incompatible(
             f"{path}: format {version}",
             expected=f"at most {FORMAT_VERSION}",
             fix=f"upgrade to the version that wrote it, {manifest.get('created_by', 'which it does not name')}",
         )
-    return dict(manifest)
+    if version < 1 or manifest.pop("sha256", None) != _digest(_json(manifest)):
+        raise _damaged(path, "its content does not match its own SHA-256")
+    return manifest
 
 
 def _listed_files(path: Path, manifest: Manifest) -> dict[str, tuple[int, str]]:
@@ -262,16 +359,16 @@ def _listed_files(path: Path, manifest: Manifest) -> dict[str, tuple[int, str]]:
             raise ValueError(f"file names {sorted(listed) if isinstance(listed, dict) else listed!r}")
         return {name: (int(entry["size"]), str(entry["sha256"])) for name, entry in listed.items()}
     except (ValueError, TypeError, KeyError) as error:
-        raise IndexCorrupt(path, f"lists its files wrongly: {error}", fix=_REPAIR) from error
+        raise _damaged(path, f"lists its files wrongly: {error}") from error
 
 
 def _checked(path: Path, listed: tuple[int, str], *, verify: bool) -> files.Buffer:
     size, digest = listed
     buffer = _read(path)
     if len(buffer) != size:
-        raise IndexCorrupt(path, f"{len(buffer):,} bytes", expected=f"{size:,}", fix=_REPAIR)
+        raise _damaged(path, f"{len(buffer):,} bytes", expected=f"{size:,}")
     if verify and _digest(buffer) != digest:
-        raise IndexCorrupt(path, "its content does not match its SHA-256", fix=_REPAIR)
+        raise _damaged(path, "its content does not match its SHA-256")
     return buffer
 
 
@@ -290,19 +387,47 @@ def generations(root: Path) -> list[str]:
     return sorted((name for name in files.list_directory(root) if _NAME.fullmatch(name)), key=_number_of)
 
 
-def collect(root: Path, keep: int = 2) -> list[str]:
-    """Removes generations older than the current one and the `keep` − 1 before it, and what a crash left behind.
+def previous(root: Path, current: Current) -> str | None:
+    """The name of the generation before the current one; None when there is none."""
+    older = [name for name in generations(root) if _number_of(name) < _number_of(current.generation)]
+    return older[-1] if older else None
 
-    The caller holds the lock. A reader that has opened an older generation keeps its mappings and answers from them.
+
+def collect(root: Path, current: Current | None) -> list[str]:
+    """Removes what nobody needs: all generations but the current one and the one before, and what a crash left behind.
+
+    The caller holds the lock. A generation that a reader holds stays until a later call, and so does what cannot be
+    removed. Generations that CURRENT never named go, too: whoever wrote them did not get that far.
+
+    Args:
+        root: The index directory.
+        current: What CURRENT says; None before the first publication.
 
     Returns:
         The names that were removed.
     """
-    current = _number_of(read_current(root)[0])
-    older = [name for name in generations(root) if _number_of(name) < current]
-    stale = [name for name in files.list_directory(root) if ".tmp-" in name]
-    unpublished = [name for name in generations(root) if _number_of(name) > current]
-    doomed = older[: max(0, len(older) - (keep - 1))] + unpublished + stale
-    for name in doomed:
-        files.remove(root / name)
-    return doomed
+    keep = set() if current is None else {current.generation, previous(root, current)}
+    removed = []
+    for name in files.list_directory(root):
+        if _TEMPORARY.fullmatch(name):
+            gone = files.remove(root / name)
+        elif _NAME.fullmatch(name) and name not in keep:
+            gone = _retire(root, name)
+        else:
+            continue
+        if gone:
+            removed.append(name)
+    return removed
+
+
+def _retire(root: Path, name: str) -> bool:
+    """Removes a generation unless a reader holds it; half of one never stands under its name."""
+    doomed = root / f"{name}.tmp-{os.getpid()}"
+    with files.unheld(root / name / _MANIFEST) as free:
+        if not free:
+            return False
+        try:
+            files.rename(root / name, doomed)
+        except OSError:
+            return False
+    return files.remove(doomed)

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexes.errors import InvalidInput
-from indexes.vocabulary import Vocabulary
+from indexes.vocabulary import Vocabulary, check_vocabulary
 
 Scores: TypeAlias = NDArray[np.float64]
 
@@ -160,12 +160,11 @@ def check_postings(postings: Postings) -> None:
     """
     documents, count = len(postings.lengths), len(postings.rows)
     vocabulary = postings.vocabulary
-    for name, offsets, end in (
-        ("term", vocabulary.offsets, len(vocabulary.blob)),
-        ("posting", postings.offsets, count),
-    ):
-        if not len(offsets) or offsets[0] != 0 or offsets[-1] != end or (np.diff(offsets) < 0).any():
-            raise InvalidInput(f"{name} offsets that do not rise from 0 to {end}")
+    check_vocabulary(vocabulary, "term")
+    if not len(postings.offsets) or postings.offsets[0] != 0 or postings.offsets[-1] != count:
+        raise InvalidInput(f"posting offsets that do not run from 0 to {count}")
+    if (np.diff(postings.offsets) < 0).any():
+        raise InvalidInput("posting offsets that fall")
     if len(postings.offsets) != len(vocabulary) + 1 or len(postings.counts) != count:
         raise InvalidInput(f"{len(vocabulary)} terms, {len(postings.offsets)} offsets, {len(postings.counts)} counts")
     if count and not (postings.rows.min() >= 0 and postings.rows.max() < documents and postings.counts.min() > 0):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
+
+from indexes.errors import InvalidInput
 
 
 class Vocabulary:
@@ -35,9 +38,10 @@ class Vocabulary:
         return len(self.offsets) - 1
 
     def __iter__(self) -> Iterator[str]:
-        return (self._term(number).decode("utf-8", "surrogatepass") for number in range(len(self)))
+        return (self.encoded(number).decode("utf-8", "surrogatepass") for number in range(len(self)))
 
-    def _term(self, number: int) -> bytes:
+    def encoded(self, number: int) -> bytes:
+        """The UTF-8 bytes of a term by its number."""
         return bytes(self._bytes[self.offsets[number] : self.offsets[number + 1]])
 
     def find(self, term: str) -> int:
@@ -46,8 +50,30 @@ class Vocabulary:
         low, high = 0, len(self)
         while low < high:
             middle = (low + high) // 2
-            if self._term(middle) < wanted:
+            if self.encoded(middle) < wanted:
                 low = middle + 1
             else:
                 high = middle
-        return low if low < len(self) and self._term(low) == wanted else -1
+        return low if low < len(self) and self.encoded(low) == wanted else -1
+
+
+def check_vocabulary(vocabulary: Vocabulary, name: str) -> None:
+    """Refuses offsets that lead out of the bytes.
+
+    Raises:
+        InvalidInput: They do not rise from 0 to the end.
+    """
+    offsets, end = vocabulary.offsets, len(vocabulary.blob)
+    if not len(offsets) or offsets[0] != 0 or offsets[-1] != end or (np.diff(offsets) < 0).any():
+        raise InvalidInput(f"{name} offsets that do not rise from 0 to {end}")
+
+
+def check_sorted(vocabulary: Vocabulary, name: str) -> None:
+    """Refuses terms that a binary search would miss; looks at each of them.
+
+    Raises:
+        InvalidInput: They are not sorted, or one comes twice.
+    """
+    terms = (vocabulary.encoded(number) for number in range(len(vocabulary)))
+    if any(one >= other for one, other in itertools.pairwise(terms)):
+        raise InvalidInput(f"{name}s that are not sorted, or come twice")

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from retriever.example import Example
     from retriever.formats import BadRow, Fields, Limits
     from retriever.prompting import Prompt, Template
+    from retriever.prompts import PromptOptions
     from retriever.ranking.recipe import Recipe
-    from retriever.retriever import PromptOptions, Retriever
+    from retriever.retriever import Retriever, Update
     from retriever.selection import Demonstration, Dropped, Selection
     from retriever.settings import IndexSettings
 
@@ -41,6 +42,7 @@ __all__ = [
     "RetrieverError",
     "Selection",
     "Template",
+    "Update",
 ]
 
 _MODULES = {
@@ -54,12 +56,13 @@ _MODULES = {
     "IndexSettings": "settings",
     "Limits": "formats",
     "Prompt": "prompting",
-    "PromptOptions": "retriever",
+    "PromptOptions": "prompts",
     "Recipe": "ranking.recipe",
     "Retriever": "retriever",
     "RetrieverError": "errors",
     "Selection": "selection",
     "Template": "prompting",
+    "Update": "retriever",
 }
 
 

@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from indexes import generation as generations
-from indexes.analyzers import analyzer
+from indexes.analyzers import Analyzer, analyzer
+from indexes.arrays import npy
 from indexes.dense import AnnIndex, DenseIndex, Segment
 from indexes.files import Buffer
-from indexes.generation import Generation, npy
+from indexes.generation import Current
 from indexes.hybrid import HybridIndex, Query
 from indexes.lexical import BM25Index, Postings, RankBM25Index
+from indexes.vocabulary import Vocabulary
 from retriever.embedders import (
     Embedder,
-    EmbedderSettings,
-    LatentSemanticEmbedder,
     encode_checked,
-    fingerprint,
     prompts_of,
 )
 from retriever.evaluation.calibration import Calibration, calibrate
-from retriever.keys import Key
+from retriever.keys import Key, text_hash
 from retriever.pool import Pool
+from retriever.revisions import Revision
 from retriever.settings import IndexSettings
+from retriever.stored_embedder import StoredEmbedder
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
 
 _ENCODE_BLOCK = 512
-_EMBEDDER_FILE = "embedder_"
 
 
 @dataclass(frozen=True)
@@ -44,109 +44,148 @@ class Texts:
 
     Attributes:
         rows: The pool's row numbers, ascending, int64, shape (rows,).
+        ids: The examples' ids, in the same order.
         texts: The distinct key texts, in order of first appearance.
         number: For each row the place of its text in `texts`, int64, shape (rows,).
     """
 
     rows: NDArray[np.int64]
+    ids: list[str]
     texts: list[str]
     number: NDArray[np.int64]
 
     @classmethod
-    def of(cls, pool: Pool, revision: int, key: Key) -> Texts:
+    def of(cls, pool: Pool, revision: Revision, key: Key) -> Texts:
         """Reads them."""
         numbers: dict[str, int] = {}
-        rows, number = [], []
-        for pool_row in pool.examples(revision):
+        rows, ids, number = [], [], []
+        for pool_row in pool.examples(revision.number):
             rows.append(pool_row.row)
+            ids.append(pool_row.example.id)
             number.append(numbers.setdefault(key.text(pool_row.example), len(numbers)))
-        return cls(np.array(rows, dtype=np.int64), list(numbers), np.array(number, dtype=np.int64))
+        return cls(np.array(rows, dtype=np.int64), ids, list(numbers), np.array(number, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.rows)
 
 
+class Known(Protocol):
+    """Where vectors of texts may be had without embedding them, and kept."""
+
+    def get(self, text: str) -> NDArray[np.float32] | None:
+        """The vector of a text, shape (dim,); None when it has to be embedded."""
+
+    def save(self, texts: Sequence[str], vectors: NDArray[np.float32]) -> None:
+        """Told of what was embedded; durable when it returns."""
+
+
 def embed(
-    embedder: Callable[[], Embedder],
-    texts: Sequence[str],
-    *,
-    known: Mapping[str, NDArray[np.float32]],
-    progress: Progress,
+    embedder: Callable[[], Embedder], texts: Sequence[str], dim: int, *, known: Known, progress: Progress
 ) -> NDArray[np.float32]:
     """The vectors of distinct texts; those that are known already are not embedded again.
 
-    Texts are taken by length, so that a block holds texts of about equal cost; each vector is the same whatever stands
-    beside it.
+    Texts are taken by length, so that a block holds texts of about equal cost. Where a block ends depends on the texts
+    alone and not on what is known, so that a build which goes on after an interruption asks the embedder for the same
+    blocks.
 
     Returns:
         float32, shape (texts, dim).
     """
-    new = sorted((i for i, text in enumerate(texts) if text not in known), key=lambda i: len(texts[i]))
-    encoded: list[NDArray[np.float32]] = []
-    if new:
-        progress("embedding", 0, len(new))
-    for start in range(0, len(new), _ENCODE_BLOCK):
-        block = [texts[i] for i in new[start : start + _ENCODE_BLOCK]]
-        encoded.append(encode_checked(embedder(), block, prefix=prompts_of(embedder()).example))
-        progress("embedding", start + len(block), len(new))
-    dim = len(next(iter(known.values()))) if known else embedder().dim
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     vectors = np.empty((len(texts), dim), dtype=np.float32)
-    for i, text in enumerate(texts):
-        if text in known:
-            vectors[i] = known[text]
-    if new:
-        vectors[new] = np.concatenate(encoded)
+    for start in range(0, len(order), _ENCODE_BLOCK):
+        block = order[start : start + _ENCODE_BLOCK]
+        new = []
+        for i in block:
+            vector = known.get(texts[i])
+            if vector is None:
+                new.append(i)
+            else:
+                vectors[i] = vector
+        if new:
+            progress("embedding", start, len(order))
+            asked = [texts[i] for i in new]
+            vectors[new] = encode_checked(embedder(), asked, prefix=prompts_of(embedder()).example)
+            known.save(asked, vectors[new])
+            progress("embedding", start + len(block), len(order))
     return vectors
 
 
 def publish(
     root: Path,
     pool: Pool,
-    revision: int,
+    revision: Revision,
     *,
     settings: IndexSettings,
     embedder: Callable[[], Embedder],
-    about_embedder: AboutEmbedder,
+    stored_embedder: StoredEmbedder,
     weight: float | Calibration | None,
-    known: Mapping[str, NDArray[np.float32]],
+    known: Known,
     progress: Progress,
-) -> Generation:
+) -> Published:
     """Derives a generation from the pool at a revision and publishes it. The caller holds the lock.
 
     Args:
         root: The index directory.
         pool: The pool.
-        revision: Which of its revisions.
+        revision: Which of its revisions; readers see it from now on.
         settings: How examples are indexed.
         embedder: Gives what embeds them; not called when nothing needs it.
-        about_embedder: What is stored of the embedder.
+        stored_embedder: What is stored of the embedder.
         weight: The fusion weight; None calibrates it.
-        known: Vectors of key texts that need not be embedded.
+        known: Where vectors may be had without embedding.
         progress: Told how far the work is.
     """
     texts = Texts.of(pool, revision, Key(settings.key))
-    vectors = embed(embedder, texts.texts, known=known, progress=progress)
+    vectors = embed(embedder, texts.texts, stored_embedder.dim, known=known, progress=progress)
     analyze = analyzer(settings.analyzer)
-    terms = [analyze(text) for text in texts.texts]
-    postings = Postings.from_documents(terms[i] for i in texts.number)
+    postings = Postings.from_documents(analyze(texts.texts[i]) for i in texts.number)
     segment = Segment.of(vectors[texts.number])
     kind = RankBM25Index if settings.lexical == "rank-bm25" else BM25Index
     # Calibration needs the exact index; whether FAISS proposes the same rows is another question.
     index = HybridIndex(DenseIndex([segment]), kind([postings], settings.scoring()))
-    calibration = _weight(weight, index, pool, texts, embedder, terms, progress)
+    calibration = _weight(weight, index, pool, texts, embedder, analyze, progress)
     content = _content(texts, segment, postings)
     if settings.ann is not None:
         progress("building the FAISS index", 0, 1)
         content["ann.faiss"] = [AnnIndex.build(settings.ann, segment.vectors).to_bytes()]
-    content |= about_embedder.files
-    about: dict[str, object] = {
-        "created_by": f"demonstration-retriever {version('demonstration-retriever')}",
-        "pool": {"revision": revision, "rows": len(texts), "texts": len(texts.texts)},
-        "settings": settings.to_dict(),
-        "embedder": dict(about_embedder.manifest),
-        "fusion": calibration.to_dict(),
+    content |= stored_embedder.files
+    about = about_index(settings, stored_embedder, calibration)
+    state = {
+        "revision": revision.number,
+        "chain": revision.chain,
+        "last_row": pool.last_row(),
+        "rows": len(texts),
+        "texts": len(texts.texts),
     }
-    return generations.publish(root, content, about)
+    current = generations.publish(
+        root,
+        content,
+        {"created_by": f"demonstration-retriever {version('demonstration-retriever')}", "pool": state, **about},
+        revision=revision.number,
+        chain=revision.chain,
+    )
+    return Published(current, about, calibration)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A generation that was just published.
+
+    Attributes:
+        current: What CURRENT says now.
+        about: See `about_index`.
+        calibration: The fusion weight, and where it comes from.
+    """
+
+    current: Current
+    about: dict[str, object]
+    calibration: Calibration
+
+
+def about_index(settings: IndexSettings, embedder: StoredEmbedder, calibration: Calibration) -> dict[str, object]:
+    """What the manifest says of how an index is built: enough to build it again from its pool."""
+    return {"settings": settings.to_dict(), "embedder": dict(embedder.manifest), "fusion": calibration.to_dict()}
 
 
 def _weight(
@@ -155,7 +194,7 @@ def _weight(
     pool: Pool,
     texts: Texts,
     embedder: Callable[[], Embedder],
-    terms: list[list[str]],
+    analyze: Analyzer,
     progress: Progress,
 ) -> Calibration:
     """The weight that was given, or the calibrated one."""
@@ -171,7 +210,7 @@ def _weight(
             vectors = index.dense.vectors(np.asarray(rows, dtype=np.int64))
         else:
             vectors = encode_checked(embedder(), [texts.texts[i] for i in numbers], prefix=prompts.query)
-        return [Query(vector, tuple(terms[i])) for vector, i in zip(vectors, numbers, strict=True)]
+        return [Query(vector, tuple(analyze(texts.texts[i]))) for vector, i in zip(vectors, numbers, strict=True)]
 
     return calibrate(
         index,
@@ -183,8 +222,15 @@ def _weight(
 
 
 def _content(texts: Texts, segment: Segment, postings: Postings) -> dict[str, Sequence[Buffer]]:
+    order = sorted(range(len(texts)), key=lambda row: texts.ids[row].encode())
+    ids = Vocabulary.from_terms(texts.ids[row] for row in order)
+    hashes = np.array([text_hash(text) for text in texts.texts], dtype=np.uint64)
     arrays: dict[str, NDArray[np.generic]] = {
         "rows": texts.rows,
+        "ids": ids.blob,
+        "id_offsets": ids.offsets,
+        "id_rows": np.array(order, dtype=np.int64),
+        "text_hashes": hashes[texts.number],
         "vectors": segment.vectors,
         "terms": postings.vocabulary.blob,
         "term_offsets": postings.vocabulary.offsets,
@@ -194,40 +240,3 @@ def _content(texts: Texts, segment: Segment, postings: Postings) -> dict[str, Se
         "lengths": postings.lengths,
     }
     return {f"{name}.npy": npy(array) for name, array in arrays.items()}
-
-
-@dataclass(frozen=True)
-class AboutEmbedder:
-    """What a generation stores of its embedder: enough to load it again, and to refuse another one.
-
-    Attributes:
-        manifest: Name, dimension, fingerprint, prompts, and the settings it was loaded from; the settings are None for
-            an object of the caller's, who must bring it again.
-        files: What an embedder that was fitted on the pool has learned, by file name.
-    """
-
-    manifest: Mapping[str, object]
-    files: Mapping[str, Sequence[Buffer]]
-
-    @classmethod
-    def of(cls, embedder: Embedder, settings: EmbedderSettings | None) -> AboutEmbedder:
-        """For an embedder that was just loaded from these settings."""
-        manifest = {
-            "name": embedder.name,
-            "fingerprint": fingerprint(embedder),
-            "dim": embedder.dim,
-            "prompts": asdict(prompts_of(embedder)),
-            "settings": None if settings is None else asdict(settings),
-        }
-        state = embedder.state() if isinstance(embedder, LatentSemanticEmbedder) else {}
-        return cls(manifest, {f"{_EMBEDDER_FILE}{name}.npy": npy(array) for name, array in state.items()})
-
-    @classmethod
-    def from_generation(cls, generation: Generation) -> AboutEmbedder:
-        """As a generation stores it."""
-        manifest = generation.manifest["embedder"]
-        assert isinstance(manifest, dict)
-        return cls(
-            manifest,
-            {name: [buffer] for name, buffer in generation.buffers.items() if name.startswith(_EMBEDDER_FILE)},
-        )

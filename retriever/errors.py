@@ -8,6 +8,8 @@
     ├── IndexCorrupt                a damaged, missing or foreign file; 4
     ├── Incompatible                a newer format, or another embedder; 5
     ├── IndexLocked                 another process is writing; 6
+    ├── StorageError                the operating system refuses to read or write (also an OSError); 1
+    │   └── OutOfSpace              the disk has no room for what is to be written; 1
     ├── BadRows                     rows that cannot be used, under strict reading; 7
     ├── MissingDependency           an optional package is not installed (also an ImportError); 1
     ├── EmbedderError               an embedder failed or returned something that is not a vector; 1
@@ -28,7 +30,9 @@ from indexes.errors import (
     IndexLocked,
     IndexMissing,
     InvalidInput,
+    OutOfSpace,
     RetrieverError,
+    StorageError,
 )
 
 __all__ = [
@@ -42,7 +46,9 @@ __all__ = [
     "IndexMissing",
     "InvalidInput",
     "MissingDependency",
+    "OutOfSpace",
     "RetrieverError",
+    "StorageError",
     "TemplateError",
 ]
 

@@ -6,25 +6,27 @@
     openai-batch        requests as OpenAI's batch endpoint takes them, and nothing else
     anthropic-batch     requests as Anthropic's message batches take them, and nothing else
 
-The output file appears whole or not at all.
+The output file appears whole or not at all. Until then the records stand in a partial file beside it, from which an
+export that was interrupted goes on; see `retriever.partial`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
+import io
+import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
-from typing import BinaryIO
 
+from retriever import PromptOptions, Retriever
 from retriever.errors import InvalidInput
 from retriever.example import Example, Json
 from retriever.formats import open_writer, writer_format
-from retriever.prompting import BatchSettings, anthropic_batch, openai_batch
+from retriever.partial import open_partial
+from retriever.prompting import BatchSettings, Template, anthropic_batch, load_counter, load_template, openai_batch
 from retriever.ranking.recipe import Recipe
-from retriever.retriever import PromptOptions, Retriever
 from retriever.selection import Selection
 
 FORMS = ("demos", "prompts", "messages", "openai-batch", "anthropic-batch")
@@ -58,37 +60,116 @@ class ExportSettings:
             raise InvalidInput(f"export as {self.form!r}, model {self.batch and self.batch.model!r}", expected=wanted)
 
 
+def _log(line: str) -> None:
+    logging.getLogger("retriever").warning("%s", line)
+
+
 def export(
     retriever: Retriever,
     queries: Iterable[Example],
     path: str | Path,
     settings: ExportSettings,
     *,
+    resume: bool = False,
+    note: Callable[[str], None] = _log,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> int:
     """Writes one record per query; memory does not grow with their number.
 
+    What interrupts it leaves a partial file, if it held a record already, and no file at the path.
+
     Args:
         retriever: The index.
         queries: The queries, read once.
-        path: A `.jsonl` or `.parquet` file, or `-` for JSON Lines on standard output.
+        path: A `.jsonl`, `.parquet`, `.csv` or `.tsv` file, or `-` for JSON Lines on standard output.
         settings: What to write.
+        resume: Whether to go on from the partial file of an export that was interrupted, if there is one. The result
+            is the same, to the byte, as without the interruption; no record is made or written twice.
+        note: Told in one line what a reader should know; by default the logger `retriever` warns.
         progress: Told how many records are written; the total is 0 for unknown.
 
     Returns:
-        How many records were written.
+        How many records there are, those from before an interruption included.
 
     Raises:
-        InvalidInput: A suffix that is not known, a query or an option that cannot be used. No file is left then.
-        OSError: The disk is full or failed. No file is left then.
+        InvalidInput: A suffix that is not known, a query or an option that cannot be used; a partial file that another
+            export is writing; with `resume`, one that is not of these settings, this index or these queries.
+        MissingDependency: Parquet without pyarrow.
+        OSError: The disk is full or failed.
     """
     kind = writer_format(path)
+    if kind in ("csv", "tsv") and settings.batch is not None:
+        raise InvalidInput(f"{settings.form} to {path}", expected="a .jsonl or .parquet file for the batch forms")
+    if str(path) == STDOUT:
+        return _export_to_stdout(retriever, queries, settings, resume=resume, progress=progress)
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise InvalidInput(f"no folder {target.parent} to write {target.name} in", fix="make it first")
+    open_writer(io.BytesIO(), kind)  # a package that is missing is told now, not after hours
+    remaining = iter(queries)
+    source = made_from(retriever, settings)
+    with open_partial(target, source, remaining, resume=resume, note=note, progress=progress) as partial:
+        for selection in retriever.select_many(remaining, recipe=settings.recipe):
+            partial.write(selection.query, record(retriever, selection, settings))
+            progress("exporting", partial.count, 0)
+        partial.publish(target, kind)
+    return partial.count
+
+
+def _export_to_stdout(
+    retriever: Retriever,
+    queries: Iterable[Example],
+    settings: ExportSettings,
+    *,
+    resume: bool,
+    progress: Callable[[str, int, int], None],
+) -> int:
+    if resume:
+        raise InvalidInput("resume with standard output", expected="a file, which can be gone on with")
     count = 0
-    with _output(path) as file, open_writer(file, kind) as writer:
+    with open_writer(sys.stdout.buffer, "jsonl") as writer:
         for count, selection in enumerate(retriever.select_many(queries, recipe=settings.recipe), start=1):
             writer.write(record(retriever, selection, settings))
             progress("exporting", count, 0)
+    sys.stdout.buffer.flush()
     return count
+
+
+def made_from(retriever: Retriever, settings: ExportSettings) -> dict[str, Json]:
+    """All that decides the records beside the queries: equal values give equal records, wherever the index lies.
+
+    Files are named by their content. Only the embedder's engine is left out: of the same model, one on other hardware
+    may give vectors with other last bits.
+    """
+    options = settings.prompt
+    template = options.get("template", "io")
+    made: dict[str, Json] = {
+        "program": version("demonstration-retriever"),
+        "form": settings.form,
+        "recipe": settings.recipe.to_dict(),
+        "index": _index(retriever),
+    }
+    if settings.form != "demos":
+        made["template"] = asdict(template if isinstance(template, Template) else load_template(template))
+        made["prompt"] = {
+            "slots": dict(options.get("slots", {})),
+            "form": options.get("form", "messages"),
+            "collisions": options.get("collisions", "error"),
+            "zero_shot": options.get("zero_shot", False),
+            "counter": load_counter(settings.recipe.budget.counter).name,
+        }
+    if settings.batch is not None:
+        made["batch"] = asdict(settings.batch)
+    return made
+
+
+def _index(retriever: Retriever) -> dict[str, Json]:
+    """What an index is known by; the chain tells its content."""
+    info = retriever.info()
+    fusion = info["fusion"]
+    assert isinstance(fusion, dict)
+    names = ("generation", "revision", "chain", "created_by", "settings", "embedder")
+    return {**{name: info[name] for name in names}, "weight": fusion["weight"]}
 
 
 def record(retriever: Retriever, selection: Selection, settings: ExportSettings) -> dict[str, Json]:
@@ -123,24 +204,3 @@ def _selected(selection: Selection) -> dict[str, Json]:
         "generation": selection.generation,
         "revision": selection.revision,
     }
-
-
-@contextlib.contextmanager
-def _output(path: str | Path) -> Iterator[BinaryIO]:
-    """A file that gets its name only when it is complete and on the disk."""
-    if str(path) == STDOUT:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    target = Path(path)
-    if not target.parent.is_dir():
-        raise InvalidInput(f"no folder {target.parent} to write {target.name} in", fix="make it first")
-    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)

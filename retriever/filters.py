@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import TypeAlias
 
 import numpy as np
@@ -59,7 +58,7 @@ class Filters:
             assert where is not None
             test = predicate(where)
             mask = np.zeros(len(self._snapshot.rows), dtype=np.bool_)
-            mask[[place for place, example in self._examples() if test(example)]] = True
+            mask[[place for place, example in self._snapshot.present() if test(example)]] = True
             if len(self._masks) >= _KEPT:
                 self._masks.clear()
             self._masks[name] = mask
@@ -71,20 +70,12 @@ class Filters:
             raise InvalidInput(f"query {query.id!r} has no {field!r} to match", expected="a value for it in the query")
         if field not in self._rows_by_value:
             rows: dict[str, list[int]] = {}
-            for place, example in self._examples():
+            for place, example in self._snapshot.present():
                 rows.setdefault(_canonical(example.value(field)), []).append(place)
             self._rows_by_value[field] = rows
         mask = np.zeros(len(self._snapshot.rows), dtype=np.bool_)
         mask[self._rows_by_value[field].get(_canonical(wanted), [])] = True
         return mask
-
-    def _examples(self) -> Iterator[tuple[int, Example]]:
-        """The rows that are not removed, with their examples."""
-        places = np.arange(len(self._snapshot.rows))
-        if self._snapshot.alive is not None:
-            places = places[self._snapshot.alive]
-        stored = self._snapshot.pool.examples(self._snapshot.revision)
-        return ((int(place), pool_row.example) for place, pool_row in zip(places, stored, strict=True))
 
 
 def _canonical(value: Json) -> str:

@@ -3,45 +3,37 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import lru_cache
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeAlias, TypedDict, Unpack, cast
+from typing import Self, TypeAlias, Unpack, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from indexes import generation as generations
 from retriever import writing
 from retriever.build import Progress
 from retriever.embedders import EmbedderSource
 from retriever.embedders.base import unit_rows
-from retriever.errors import IndexCorrupt, IndexMissing, InvalidInput
+from retriever.errors import InvalidInput
 from retriever.example import Example, Json, as_query
 from retriever.formats import BadRow, BadRowLog, Fields, Limits, Source, read_examples
 from retriever.keys import Key
-from retriever.pool import Pool
-from retriever.prompting import Prompt, Template, TokenCounter, assemble, load_counter, load_template
-from retriever.prompting.assembler import Form
-from retriever.prompting.text import Collisions
-from retriever.query_encoder import QueryEncoder
+from retriever.live import LiveIndex
+from retriever.plan import BuildPlan
+from retriever.prompting import Prompt
+from retriever.prompts import PromptOptions, prompt_for
 from retriever.ranking.recipe import Options, Recipe
 from retriever.selection import Selection
-from retriever.selector import Selector
 from retriever.settings import IndexSettings
-from retriever.snapshot import Base, Snapshot
+from retriever.snapshot import Snapshot
 
 QueryLike: TypeAlias = "str | Mapping[str, Json] | Example"
 RecipeLike: TypeAlias = "Recipe | Mapping[str, Json] | str | Path | None"
 Note: TypeAlias = Callable[[str], None]
 
-COMPACT_AFTER = 1000
-"""Changes since the last generation after which `add` and `remove` publish a new one."""
-
-_OPEN_ATTEMPTS = 10
 _SHOWN = ("format", "created_by", "settings", "embedder", "fusion")
 
 
@@ -53,53 +45,40 @@ def _silent(stage: str, done: int, total: int) -> None:
     """No progress is shown unless it is asked for."""
 
 
-class PromptOptions(TypedDict, total=False):
-    """How a prompt is assembled.
+@dataclass(frozen=True)
+class Update:
+    """What `Retriever.update` did.
 
     Attributes:
-        template: A built-in template's name, a TOML file, or a `Template`; default `io`.
-        slots: Values for the template's own placeholders. `labels`, when the template uses it and it is not given, is
-            the list of the pool's labels.
-        form: Whether the budget is about `messages` (the default) or `text`.
-        collisions: What the text form does about data that contains a delimiter: `error` (the default), `escape` or
-            `drop`.
-        zero_shot: Whether the template's zero-shot line is added when there is no demonstration.
+        added: Ids that the pool did not have.
+        replaced: Ids whose example was another one before.
+        unchanged: Ids whose example was the same already; nothing was written for them.
     """
 
-    template: str | Path | Template
-    slots: Mapping[str, str]
-    form: Form
-    collisions: Collisions
-    zero_shot: bool
+    added: tuple[str, ...]
+    replaced: tuple[str, ...]
+    unchanged: tuple[str, ...]
 
 
 class Retriever:
     """Finds the examples of a pool that help most with a query, and puts them into a prompt.
 
     Made by `build` or `open`; a context manager. Selections come from one consistent view of the index until `refresh`,
-    or an `add` or `remove` of its own, moves on to a newer one. Safe to share between threads.
+    or a change of its own, moves on to a newer one. Safe to share between threads: selections run side by side, changes
+    one after the other.
 
         with Retriever.open("tickets.index") as retriever:
             for demonstration in retriever.select("my card still has not arrived", k=4):
                 print(demonstration.score, demonstration.example.output)
     """
 
-    def __init__(self, path: Path, *, embedder: EmbedderSource | None, trust: bool, note: Note) -> None:
+    def __init__(
+        self, path: Path, *, embedder: EmbedderSource | None, trust: bool, limits: Limits | None, note: Note
+    ) -> None:
         self.path = path
-        self._given = embedder
-        self._trust = trust
+        self._limits = limits or Limits()
         self._note = note
-        self._changing = threading.RLock()
-        self._pool = Pool(writing.pool_path(path)) if writing.pool_path(path).exists() else _no_pool(path)
-        try:
-            snapshot = self._open_snapshot()
-        except BaseException:
-            self._pool.close()
-            raise
-        self._encoder = QueryEncoder(snapshot.base.generation, embedder, note)
-        if embedder is not None:
-            self._encoder.embedder  # noqa: B018  refuses a wrong one now, not at the first query
-        self._selector = Selector(snapshot, self._encoder.queries)
+        self._live = LiveIndex(path, embedder, trust=trust, note=note)
 
     @classmethod
     def build(
@@ -123,11 +102,16 @@ class Retriever:
         weight: float | None = None,
         strict: bool = False,
         overwrite: bool = False,
+        max_memory: int | None = None,
         on_bad: Callable[[BadRow], None] | None = None,
+        on_plan: Callable[[BuildPlan], None] = lambda plan: None,
         note: Note = _log,
         progress: Progress = _silent,
     ) -> Self:
         """Builds an index and opens it.
+
+        A build that is interrupted goes on where it stopped when it is run again: what was embedded is not embedded
+        again, and the files are those of a build that was not interrupted.
 
         Args:
             source: A path, `-` for standard input, an iterable of mappings or examples, or a data frame.
@@ -142,13 +126,15 @@ class Retriever:
             format: The format of a file; None tells it from the suffix.
             table: The table of a SQLite file.
             encoding: Of a text file.
-            limits: How large a row may be; default `Limits()`.
+            limits: How large rows, pool, selections and prompts may be; default `Limits()`.
             settings: How examples are indexed; default `IndexSettings()`.
             embedder: A name, `EmbedderSettings`, a function from texts to vectors, or an object with `encode`.
             weight: Share of the dense channel; None calibrates it on the pool.
             strict: Whether a bad row fails the build; otherwise bad rows are set aside and reported.
             overwrite: Whether an index that is there gets these examples instead of its own.
+            max_memory: Bytes; a build that is predicted to need more is refused before it embeds anything.
             on_bad: Called with each bad row.
+            on_plan: Called before the work starts with what it is predicted to need.
             note: Told in one line what a reader should know; by default the logger `retriever` warns.
             progress: Called with what is being done, how much of it is done, and how much there is.
 
@@ -157,9 +143,11 @@ class Retriever:
             BadRows: A bad row under `strict`, or no usable row.
             EmbedderError: The embedder fails.
             IndexLocked: Another process is writing the index.
+            StorageError: The operating system refuses; `OutOfSpace` when the disk has no room.
         """
         fields = Fields(input, output, rationale, label, id, task, meta)
         index = settings or IndexSettings()
+        bounds = limits or Limits()
         log = BadRowLog()
 
         def read(sink: Callable[[BadRow], None]) -> Iterator[Example]:
@@ -169,16 +157,17 @@ class Retriever:
                 format=format,
                 table=table,
                 encoding=encoding,
-                limits=limits or Limits(),
+                limits=bounds,
                 usable=Key(index.key).text,
                 on_bad=_both(sink, on_bad),
             )
 
-        asked = writing.BuildSettings(index, embedder, weight, strict, overwrite)
-        used = writing.build_index(Path(path), read, asked, log=log, note=note, progress=progress)
+        asked = writing.BuildSettings(index, embedder, weight, strict, overwrite, bounds.rows, max_memory)
+        tell = writing.Told(note, progress, on_plan)
+        used = writing.build_index(Path(path), read, asked, log=log, tell=tell)
         if log.count and on_bad is None:
             note(f"{log.count} bad rows were set aside, first {log.rows[0]}")
-        return cls(Path(path), embedder=used, trust=True, note=note)
+        return cls(Path(path), embedder=used, trust=True, limits=limits, note=note)
 
     @classmethod
     def open(
@@ -187,6 +176,7 @@ class Retriever:
         *,
         embedder: EmbedderSource | None = None,
         trust: bool = False,
+        limits: Limits | None = None,
         note: Note = _log,
     ) -> Self:
         """Opens an index.
@@ -195,6 +185,7 @@ class Retriever:
             path: The index directory.
             embedder: The embedder to use instead of the one the index names; it must give the same vectors.
             trust: Whether to skip the comparison of hashes; sizes are always checked.
+            limits: How large rows, pool, selections and prompts may be; default `Limits()`.
             note: Told in one line what a reader should know; by default the logger `retriever` warns.
 
         Raises:
@@ -202,7 +193,7 @@ class Retriever:
             IndexCorrupt: It is damaged, and so is the generation before.
             Incompatible: It is of a newer format, or the embedder is another one.
         """
-        return cls(Path(path), embedder=embedder, trust=trust, note=note)
+        return cls(Path(path), embedder=embedder, trust=trust, limits=limits, note=note)
 
     def __enter__(self) -> Self:
         return self
@@ -213,8 +204,8 @@ class Retriever:
         self.close()
 
     def close(self) -> None:
-        """Lets go of the pool; the retriever is not usable afterwards."""
-        self._pool.close()
+        """Lets go of the index; the retriever is not usable afterwards."""
+        self._live.close()
 
     def __len__(self) -> int:
         """How many examples there are."""
@@ -225,20 +216,7 @@ class Retriever:
 
     @property
     def _snapshot(self) -> Snapshot:
-        return self._selector.snapshot
-
-    def _open_snapshot(self) -> Snapshot:
-        """The newest view; tried again when a writer publishes between one look and the next."""
-        for _ in range(_OPEN_ATTEMPTS):
-            generation = generations.open_current(self.path, verify=not self._trust, note=self._note)
-            base = Base.load(generation, verify=not self._trust)
-            snapshot = Snapshot(base, self._pool, base.revision)
-            newest = snapshot.advanced()
-            if newest is None and generation.stands_in:
-                return snapshot  # what came later has its vectors in the damaged generation alone
-            if newest is not None:
-                return newest
-        raise IndexCorrupt(writing.pool_path(self.path), "lacks vectors of added examples", fix="build it again")
+        return self._live.snapshot
 
     # Reading
 
@@ -262,7 +240,7 @@ class Retriever:
             InvalidInput: A query, recipe or option that cannot be used.
         """
         vectors = None if vector is None else unit_rows(np.asarray(vector).reshape(1, -1))
-        return self._selector.select([as_query(query)], Recipe.of(recipe).with_options(options), vectors)[0]
+        return self._live.selector.select([as_query(query)], self._recipe(recipe, options), vectors)[0]
 
     def select_many(
         self, queries: Iterable[QueryLike], *, recipe: RecipeLike = None, **options: Unpack[Options]
@@ -276,11 +254,21 @@ class Retriever:
             recipe: As for `select`.
             **options: As for `select`.
         """
-        settings = Recipe.of(recipe).with_options(options)
-        selector = self._selector
+        settings = self._recipe(recipe, options)
+        selector = self._live.selector
         remaining = iter(queries)
         while block := [as_query(query) for query in islice(remaining, selector.block)]:
             yield from selector.select(block, settings)
+
+    def _recipe(self, recipe: RecipeLike, options: Options) -> Recipe:
+        chosen = Recipe.of(recipe).with_options(options)
+        if chosen.select.k > self._limits.k:
+            raise InvalidInput(
+                f"k = {chosen.select.k:,}",
+                expected=f"at most {self._limits.k:,}",
+                fix="raise the limit k if it is meant",
+            )
+        return chosen
 
     def prompt(
         self,
@@ -321,38 +309,24 @@ class Retriever:
             yield self._assemble(selection, prompt_options or {})
 
     def _assemble(self, selection: Selection, options: PromptOptions) -> Prompt:
-        template = options.get("template", "io")
-        template = template if isinstance(template, Template) else load_template(template)
-        slots = dict(options.get("slots", {}))
-        if "labels" in template.slots and "labels" not in slots:
-            slots["labels"] = "\n".join(self.labels)
-        budget = selection.recipe.budget
-        ordered = selection.in_prompt_order
-        return assemble(
-            selection.query,
-            [demonstration.example for demonstration in ordered],
-            priority=[demonstration.rank for demonstration in ordered],
-            template=template,
-            slots=slots,
-            budget=budget,
-            counter=_counter(budget.counter),
-            form=options.get("form", "messages"),
-            collisions=options.get("collisions", "error"),
-            zero_shot=options.get("zero_shot", False),
-        )
+        most = self._limits.prompt_characters
+        return prompt_for(selection, options, labels=lambda: self.labels, max_characters=most)
 
     @property
     def labels(self) -> tuple[str, ...]:
         """The labels of the pool, sorted."""
-        return self._selector.labels
+        return self._live.selector.labels
 
     @property
     def generation(self) -> str:
         """The generation that answers, such as `gen-000007`."""
-        return self._snapshot.base.generation.path.name
+        return self._snapshot.base.generation.name
 
     def info(self) -> dict[str, Json]:
-        """What the index is: counts, settings, embedder, fusion weight, generation."""
+        """What the index is: counts, settings, embedder, fusion weight, generation, and the digest of its content.
+
+        `damaged` tells whether an older generation answers in place of one that is damaged.
+        """
         base = self._snapshot.base
         manifest = base.generation.manifest
         size = sum(len(buffer) for buffer in base.generation.buffers.values())
@@ -360,8 +334,10 @@ class Retriever:
             "path": str(self.path),
             "examples": len(self),
             "generation": self.generation,
-            "revision": self._snapshot.revision,
-            "added_since": len(self._snapshot.tail.rows),
+            "damaged": base.generation.stands_in,
+            "revision": self._snapshot.revision.number,
+            "chain": self._snapshot.revision.chain,
+            "added_since": len(self._snapshot.tail),
             "removed_since": len(self._snapshot.removed),
             "bytes": size,
             **{name: cast(Json, manifest[name]) for name in _SHOWN},
@@ -391,28 +367,48 @@ class Retriever:
         Raises:
             BadRows: A bad row under `strict`.
             IndexLocked: Another process is writing.
+            StorageError: The operating system refuses.
         """
-        source = [examples] if isinstance(examples, Mapping | Example) else examples
-        log = BadRowLog()
-        with self._changing, writing.writing(self.path) as (pool, published):
-            self._catch_up(published)
-            new = list(
-                read_examples(
-                    source,
-                    fields=fields or Fields(),
-                    usable=lambda example: writing.check_addable(example, pool, self._snapshot.key),
-                    on_bad=_both(log, on_bad),
-                )
-            )
-            if strict:
-                log.raise_if_any()
-            if new:
-                texts = [self._snapshot.key.text(example) for example in new]
-                pool.change(new, self._encoder.examples(texts))
-                self._advance(pool)
-        if log.count and on_bad is None:
-            self._note(f"{log.count} bad rows were set aside, first {log.rows[0]}")
+        with self._live.session() as session:
+            new = self._read(examples, fields, strict, on_bad, usable=self._check_addable)
+            self._live.change(session, new, [])
         return tuple(example.id for example in new)
+
+    def update(
+        self,
+        examples: Source | Example | Mapping[str, Json],
+        *,
+        fields: Fields | None = None,
+        strict: bool = False,
+        on_bad: Callable[[BadRow], None] | None = None,
+    ) -> Update:
+        """Adds examples, in place of those that have their ids; durable, and visible to the next `select`.
+
+        An example that takes the place of another stands where it would stand had it been added last. One that is the
+        same already is left as it is. What is embedded is new text alone.
+
+        Args:
+            examples: As for `add`.
+            fields: As for `add`.
+            strict: As for `add`.
+            on_bad: Called with each row that was set aside.
+
+        Raises:
+            BadRows: A bad row under `strict`.
+            IndexLocked: Another process is writing.
+            StorageError: The operating system refuses.
+        """
+        with self._live.session() as session:
+            given = self._read(examples, fields, strict, on_bad, usable=self._snapshot.key.text)
+            places = self._snapshot.places_of([example.id for example in given])
+            stored = {example.id: example for example in self._snapshot.examples(list(places.values()))}
+            new = [example for example in given if stored.get(example.id) != example]
+            self._live.change(session, new, [places[example.id] for example in new if example.id in places])
+        return Update(
+            tuple(example.id for example in new if example.id not in places),
+            tuple(example.id for example in new if example.id in places),
+            tuple(example.id for example in given if stored.get(example.id) == example),
+        )
 
     def remove(self, ids: Iterable[str]) -> int:
         """Removes examples by id; durable, and gone from the next `select`, when it returns.
@@ -423,13 +419,33 @@ class Retriever:
         Raises:
             InvalidInput: An id is not in the pool; nothing is removed then.
             IndexLocked: Another process is writing.
+            StorageError: The operating system refuses.
         """
         doomed = list(dict.fromkeys([ids] if isinstance(ids, str) else ids))
-        with self._changing, writing.writing(self.path) as (pool, published):
-            self._catch_up(published)
-            pool.change([], np.empty((0, self._snapshot.dim), dtype=np.float32), doomed)
-            self._advance(pool)
+        with self._live.session() as session:
+            places = self._snapshot.places_of(doomed)
+            for identity in doomed:
+                if identity not in places:
+                    raise InvalidInput(f"no example with the id {identity!r}", expected="ids of examples in the pool")
+            self._live.change(session, [], list(places.values()))
         return len(doomed)
+
+    def compact(self) -> str:
+        """Folds all changes since the last generation into a new one; by itself it happens after 1,000.
+
+        Nothing is embedded, and no answer changes.
+
+        Returns:
+            The generation that answers now; the same as before when there was nothing to fold.
+
+        Raises:
+            IndexLocked: Another process is writing.
+            StorageError: The operating system refuses; `OutOfSpace` when the disk has no room.
+        """
+        with self._live.session() as session:
+            if self._snapshot.changed or self._snapshot.base.generation.stands_in:
+                self._live.compact(session)
+        return self.generation
 
     def refresh(self) -> bool:
         """Moves on to the newest state of the index, as other processes have left it.
@@ -437,38 +453,33 @@ class Retriever:
         Returns:
             Whether there was anything new.
         """
-        with self._changing:
-            before = self._snapshot
-            current = generations.read_current(self.path)[0]
-            newest = before.advanced() if current == self.generation else None
-            self._move_to(self._open_snapshot() if newest is None else newest)
-            return self._snapshot is not before
+        return self._live.refresh()
 
-    def _catch_up(self, published: int) -> None:
-        """Moves on to the state that the lock now protects."""
-        if published != self._snapshot.base.revision or self._pool.visible() != self._snapshot.revision:
-            self.refresh()
+    def _read(
+        self,
+        examples: Source | Example | Mapping[str, Json],
+        fields: Fields | None,
+        strict: bool,
+        on_bad: Callable[[BadRow], None] | None,
+        *,
+        usable: Callable[[Example], object],
+    ) -> list[Example]:
+        source = [examples] if isinstance(examples, Mapping | Example) else examples
+        log = BadRowLog()
+        sink = _both(log, on_bad)
+        found = read_examples(source, fields=fields or Fields(), limits=self._limits, usable=usable, on_bad=sink)
+        new = list(islice(found, self._limits.rows - len(self) + 1))
+        writing.check_size(len(self) + len(new), self._limits.rows)
+        if strict:
+            log.raise_if_any()
+        if log.count and on_bad is None:
+            self._note(f"{log.count} bad rows were set aside, first {log.rows[0]}")
+        return new
 
-    def _advance(self, pool: Pool) -> None:
-        """Moves on after a change of this retriever's own, and folds many changes into a new generation."""
-        newest = self._snapshot.advanced()
-        assert newest is not None  # the lock is held: nobody else can have published
-        self._move_to(newest)
-        if len(newest.tail.rows) + len(newest.removed) > COMPACT_AFTER:
-            writing.compact(self.path, pool, newest, lambda: self._encoder.embedder, _silent)
-            self._move_to(self._open_snapshot())
-
-    def _move_to(self, snapshot: Snapshot) -> None:
-        if snapshot.base.generation.manifest["embedder"] != self._encoder.stored:
-            self._encoder = QueryEncoder(snapshot.base.generation, self._given, self._note)
-        if snapshot is not self._snapshot:
-            self._selector = Selector(snapshot, self._encoder.queries)
-
-
-def _no_pool(path: Path) -> Pool:
-    if (path / "CURRENT").exists():
-        raise IndexCorrupt(writing.pool_path(path), "is missing", fix="restore the index from a copy")
-    raise IndexMissing(path)
+    def _check_addable(self, example: Example) -> None:
+        self._snapshot.key.text(example)
+        if self._snapshot.places_of([example.id]):
+            raise InvalidInput(f"id {example.id!r} is in the pool already")
 
 
 def _both(first: Callable[[BadRow], None], second: Callable[[BadRow], None] | None) -> Callable[[BadRow], None]:
@@ -478,8 +489,3 @@ def _both(first: Callable[[BadRow], None], second: Callable[[BadRow], None] | No
             second(row)
 
     return call
-
-
-@lru_cache(maxsize=16)
-def _counter(name: str) -> TokenCounter:
-    return load_counter(name)

@@ -51,8 +51,7 @@ class Selector:
     @cached_property
     def labels(self) -> tuple[str, ...]:
         """The labels of the pool, sorted."""
-        stored = self.snapshot.pool.examples(self.snapshot.revision)
-        return tuple(sorted({label for pool_row in stored for label in pool_row.example.labels}))
+        return tuple(sorted({label for _, example in self.snapshot.present() for label in example.labels}))
 
     def select(
         self, queries: Sequence[Example], recipe: Recipe, vectors: NDArray[np.float32] | None = None
@@ -143,8 +142,8 @@ class Selector:
             tuple(Dropped(example.id, reason) for example, (_, reason) in zip(examples, dropped, strict=True)),
             len(scores.rows),
             recipe,
-            self.snapshot.base.generation.path.name,
-            self.snapshot.revision,
+            self.snapshot.base.generation.name,
+            self.snapshot.revision.number,
             _notes(scores, len(ranked.hits), recipe),
         )
 

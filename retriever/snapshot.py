@@ -4,11 +4,14 @@ A snapshot is the current generation plus what the pool recorded since: addition
 the generation's own rows, removals are masked and taken out of the statistics. So its answers are those of an index
 built afresh from the same examples, and a change costs what the change is worth. Snapshots are never modified;
 `advanced` makes the next one.
+
+Which examples there are, under which ids, is known from the generation and the tail, whose digests were compared; the
+pool is asked for payloads alone, and each of those has its own hash.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeAlias
@@ -18,15 +21,16 @@ from numpy.typing import NDArray
 
 from indexes.analyzers import Analyzer, analyzer
 from indexes.dense import AnnIndex, DenseIndex, Segment, check_vectors
-from indexes.generation import Generation
+from indexes.generation import Generation, Manifest
 from indexes.hybrid import HybridIndex
 from indexes.lexical import BM25Index, Postings, RankBM25Index, check_postings
-from indexes.vocabulary import Vocabulary
+from indexes.vocabulary import Vocabulary, check_vocabulary
 from retriever.errors import IndexCorrupt, InvalidInput
 from retriever.evaluation.calibration import Calibration
 from retriever.example import Example
-from retriever.keys import Key
-from retriever.pool import Changes, Pool
+from retriever.keys import Key, text_hash
+from retriever.pool import Pool, PoolRow
+from retriever.revisions import Revision
 from retriever.settings import IndexSettings
 
 Rows: TypeAlias = NDArray[np.int64]
@@ -44,8 +48,12 @@ class Base:
         rows: The pool's row number of each row, ascending, int64, shape (rows,).
         vectors: The dense channel's rows.
         postings: The lexical channel's.
+        ids: The examples' ids, sorted.
+        id_rows: For each of these ids its row, int64, shape (rows,).
+        text_hashes: `text_hash` of each row's key text, uint64, shape (rows,).
         ann: The FAISS index, when there is one.
         revision: The revision of the pool that it was derived from.
+        last_row: The largest row number that the pool had used by then.
         weight: The calibrated fusion weight.
     """
 
@@ -54,8 +62,12 @@ class Base:
     rows: Rows
     vectors: Segment
     postings: Postings
+    ids: Vocabulary
+    id_rows: Rows
+    text_hashes: NDArray[np.uint64]
     ann: AnnIndex | None
-    revision: int
+    revision: Revision
+    last_row: int
     weight: float
 
     @classmethod
@@ -74,26 +86,40 @@ class Base:
             if verify:
                 check_vectors(base.vectors.vectors, "vectors")
                 check_postings(base.postings)
-            if not len(base.rows) == len(base.vectors) == len(base.postings) or (np.diff(base.rows) <= 0).any():
-                raise InvalidInput(
-                    f"{len(base.rows)} rows, {len(base.vectors)} vectors, {len(base.postings)} documents",
-                    expected="as many of each, rows ascending",
-                )
-        except (InvalidInput, KeyError, TypeError, ValueError) as error:
-            raise IndexCorrupt(generation.path, f"contradicts itself: {error}", fix="build it again") from error
+                check_vocabulary(base.ids, "id")
+            _check_rows(base)
+        except (InvalidInput, KeyError, TypeError, ValueError, AttributeError) as error:
+            fix = f"repair it: retriever verify {generation.path.parent} --repair"
+            raise IndexCorrupt(generation.path, f"contradicts itself: {error}", fix=fix) from error
         return base
 
 
-def pool_revision(generation: Generation) -> int:
+def _check_rows(base: Base) -> None:
+    counts = {
+        "rows": len(base.rows),
+        "vectors": len(base.vectors),
+        "documents": len(base.postings),
+        "ids": len(base.ids),
+        "rows of ids": len(base.id_rows),
+        "text hashes": len(base.text_hashes),
+    }
+    if len(set(counts.values())) > 1:
+        raise InvalidInput(", ".join(f"{count:,} {name}" for name, count in counts.items()), expected="as many of each")
+    if len(base.rows) and not (base.rows[0] > 0 and base.rows[-1] <= base.last_row and (np.diff(base.rows) > 0).all()):
+        raise InvalidInput("row numbers out of order", expected=f"ascending ones from 1 to {base.last_row}")
+    if not np.array_equal(np.sort(base.id_rows), np.arange(len(base.rows))):
+        raise InvalidInput("ids that do not name each row once")
+
+
+def pool_revision(manifest: Manifest) -> Revision:
     """The revision of the pool that a generation was derived from."""
-    pool = generation.manifest["pool"]
-    if not isinstance(pool, dict) or not isinstance(pool.get("revision"), int):
-        raise IndexCorrupt(generation.path, "names no revision of the pool", fix="build it again")
-    return int(pool["revision"])
+    pool = dict(manifest["pool"])  # type: ignore[call-overload]
+    return Revision(int(pool["revision"]), str(pool["chain"]))
 
 
 def _parse(generation: Generation) -> Base:
     manifest = generation.manifest
+    pool = dict(manifest["pool"])  # type: ignore[call-overload]
     settings = IndexSettings.from_manifest(manifest["settings"])
     ann = generation.buffers.get("ann.faiss")
     return Base(
@@ -108,10 +134,33 @@ def _parse(generation: Generation) -> Base:
             generation.array("posting_counts", np.int32),
             generation.array("lengths", np.int32),
         ),
+        Vocabulary(generation.array("ids", np.uint8), generation.array("id_offsets", np.int64)),
+        generation.array("id_rows", np.int64),
+        generation.array("text_hashes", np.uint64),
         None if ann is None or settings.ann is None else AnnIndex.from_bytes(settings.ann, ann),
-        pool_revision(generation),
+        pool_revision(manifest),
+        int(pool["last_row"]),
         Calibration.from_dict(manifest["fusion"]).weight,
     )
+
+
+@dataclass(frozen=True)
+class Added:
+    """An example that was added since the generation.
+
+    Attributes:
+        row: The pool's row number.
+        id: Its id.
+        terms: The terms of its key text.
+        text_hash: Of its key text.
+        vector: Of its key text, float32, shape (dim,).
+    """
+
+    row: int
+    id: str
+    terms: tuple[str, ...]
+    text_hash: int
+    vector: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -119,32 +168,30 @@ class Tail:
     """What was added since the generation.
 
     Attributes:
-        rows: The pool's row numbers, ascending.
-        terms: The terms of each.
-        vectors: The vector of each.
+        added: The examples, by ascending row.
         full: Postings of the runs of 512 that are complete, so that an addition only makes anew what is short.
     """
 
-    rows: tuple[int, ...] = ()
-    terms: tuple[tuple[str, ...], ...] = ()
-    vectors: tuple[NDArray[np.float32], ...] = ()
+    added: tuple[Added, ...] = ()
     full: tuple[Postings, ...] = ()
 
-    def extended(
-        self, rows: Sequence[int], terms: Sequence[Sequence[str]], vectors: Sequence[NDArray[np.float32]]
-    ) -> Tail:
+    def __len__(self) -> int:
+        """How many were added."""
+        return len(self.added)
+
+    def extended(self, added: Sequence[Added]) -> Tail:
         """With more at the end."""
-        all_terms = (*self.terms, *map(tuple, terms))
+        everything = (*self.added, *added)
         full = list(self.full)
-        while len(all_terms) >= (len(full) + 1) * _TAIL_CHUNK:
+        while len(everything) >= (len(full) + 1) * _TAIL_CHUNK:
             start = len(full) * _TAIL_CHUNK
-            full.append(Postings.from_documents(all_terms[start : start + _TAIL_CHUNK]))
-        return Tail((*self.rows, *rows), all_terms, (*self.vectors, *vectors), tuple(full))
+            full.append(Postings.from_documents(one.terms for one in everything[start : start + _TAIL_CHUNK]))
+        return Tail(everything, tuple(full))
 
     def postings(self) -> list[Postings]:
         """All of it, in runs."""
-        rest = self.terms[len(self.full) * _TAIL_CHUNK :]
-        return [*self.full, *([Postings.from_documents(rest)] if rest else [])]
+        rest = self.added[len(self.full) * _TAIL_CHUNK :]
+        return [*self.full, *([Postings.from_documents(one.terms for one in rest)] if rest else [])]
 
 
 @dataclass(frozen=True)
@@ -155,40 +202,53 @@ class Snapshot:
         base: The generation's part.
         pool: Where examples are fetched from.
         revision: The revision that is seen.
+        last_row: The largest row number that the pool had used by then.
         tail: What was added since the generation.
         removed: The terms of each row that was removed since, by row of the index.
     """
 
     base: Base
     pool: Pool
-    revision: int
+    revision: Revision
+    last_row: int
     tail: Tail = field(default_factory=Tail)
     removed: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
-    def advanced(self) -> Snapshot | None:
-        """The view at the newest revision; None when the tail's vectors are gone, so that a newer generation has them.
+    @classmethod
+    def of(cls, base: Base, pool: Pool) -> Snapshot:
+        """The view of a generation as it was published."""
+        return cls(base, pool, base.revision, base.last_row)
+
+    def advanced(self, until: Revision) -> Snapshot | None:
+        """The view at a later revision; None when the tail's vectors are gone, so that a newer generation has them.
 
         Raises:
-            IndexCorrupt: The pool contradicts the generation.
+            IndexCorrupt: The pool does not hold the changes that lead to this revision.
         """
-        revision = self.pool.visible()
-        if revision == self.revision:
+        if until == self.revision:
             return self
-        changes = self.pool.changes(self.revision, revision)
-        added = [pool_row.row for pool_row in changes.added]
-        vectors = self.pool.vectors(added, self.base.vectors.vectors.shape[1])
-        if len(vectors) < len(added):
+        changes = self.pool.changes(self.revision, self.last_row, until.number, self.dim)
+        if changes is None:
             return None
-        terms = [self._terms(pool_row.example) for pool_row in changes.added]
-        tail = self.tail.extended(added, terms, [vectors[row] for row in added])
-        grown = replace(self, revision=revision, tail=tail)
-        return replace(grown, removed={**self.removed, **grown._newly_removed(changes)})
+        if changes.chain != until.chain:
+            raise IndexCorrupt(
+                self.pool.path,
+                f"does not hold what was written up to revision {until.number}",
+                fix="restore the whole index from one copy, pool.sqlite-wal included",
+            )
+        added = [self._added(*one) for one in zip(changes.added, changes.vectors, strict=True)]
+        grown = replace(self, revision=until, last_row=changes.last_row, tail=self.tail.extended(added))
+        return replace(grown, removed={**self.removed, **grown._newly_removed(changes.removed)})
 
-    def _newly_removed(self, changes: Changes) -> dict[int, tuple[str, ...]]:
-        here = self.places(changes.removed)
+    def _added(self, pool_row: PoolRow, vector: NDArray[np.float32]) -> Added:
+        text = self.key.text(pool_row.example)
+        return Added(pool_row.row, pool_row.example.id, tuple(self.analyze(text)), text_hash(text), vector)
+
+    def _newly_removed(self, pool_rows: Sequence[int]) -> dict[int, tuple[str, ...]]:
+        here = self.places(pool_rows)
         return {
             place: tuple(self._terms(example))
-            for place, example in zip(here.tolist(), self.pool.fetch(changes.removed), strict=True)
+            for place, example in zip(here.tolist(), self.pool.fetch(pool_rows), strict=True)
         }
 
     def _terms(self, example: Example) -> list[str]:
@@ -207,7 +267,18 @@ class Snapshot:
     @cached_property
     def rows(self) -> Rows:
         """The pool's row number of each row of the index, ascending, int64, shape (rows,)."""
-        return np.concatenate([self.base.rows, np.array(self.tail.rows, dtype=np.int64)])
+        return np.concatenate([self.base.rows, np.array([one.row for one in self.tail.added], dtype=np.int64)])
+
+    @cached_property
+    def text_hashes(self) -> NDArray[np.uint64]:
+        """`text_hash` of the key text of each row of the index, uint64, shape (rows,)."""
+        added = np.array([one.text_hash for one in self.tail.added], dtype=np.uint64)
+        return np.concatenate([self.base.text_hashes, added])
+
+    @cached_property
+    def _tail_places(self) -> dict[str, int]:
+        """The rows of the index by id, for what was added since the generation; of one id the newest."""
+        return {one.id: place for place, one in enumerate(self.tail.added, start=len(self.base.rows))}
 
     @cached_property
     def alive(self) -> NDArray[np.bool_] | None:
@@ -225,13 +296,18 @@ class Snapshot:
         kind = RankBM25Index if self.base.settings.lexical == "rank-bm25" else BM25Index
         lexical = kind(segments, self.base.settings.scoring(), self.removed)
         dense = [self.base.vectors]
-        if self.tail.vectors:
-            dense.append(Segment.of(np.stack(self.tail.vectors)))
+        if len(self.tail):
+            dense.append(Segment.of(np.stack([one.vector for one in self.tail.added])))
         return HybridIndex(DenseIndex(dense, self.base.ann), lexical, self.alive)
 
     def __len__(self) -> int:
         """How many examples there are."""
         return len(self.rows) - len(self.removed)
+
+    @property
+    def changed(self) -> int:
+        """How many examples were added or removed since the generation."""
+        return len(self.tail) + len(self.removed)
 
     @property
     def dim(self) -> int:
@@ -252,9 +328,51 @@ class Snapshot:
 
     def places_of(self, ids: Sequence[str]) -> dict[str, int]:
         """The rows of the index for those ids that are in the pool at this revision."""
-        found = self.pool.rows_of(ids, self.revision)
-        return dict(zip(found, self.places(list(found.values())).tolist(), strict=True))
+        found = {identity: self._place_of(identity) for identity in ids}
+        return {identity: place for identity, place in found.items() if place is not None}
+
+    def _place_of(self, identity: str) -> int | None:
+        place = self._tail_places.get(identity)
+        if place is None:
+            number = self.base.ids.find(identity)
+            place = int(self.base.id_rows[number]) if number >= 0 else None
+        return None if place in self.removed else place
 
     def examples(self, places: Sequence[int] | Rows) -> list[Example]:
         """The examples of rows of the index, in their order."""
         return self.pool.fetch(self.rows[np.asarray(places, dtype=np.int64)].tolist())
+
+    def present(self) -> Iterator[tuple[int, Example]]:
+        """Every row of the index that is not removed, ascending, with its example.
+
+        Raises:
+            IndexCorrupt: The pool does not hold these rows and no others.
+        """
+        places = np.arange(len(self.rows)) if self.alive is None else np.flatnonzero(self.alive)
+        expected = zip(places.tolist(), self.rows[places].tolist(), strict=True)
+        for pool_row in self.pool.examples(self.revision.number):
+            place, row = next(expected, (0, 0))
+            if pool_row.row != row:
+                raise self._out_of_step(min(row, pool_row.row) or pool_row.row)
+            yield place, pool_row.example
+        for _, row in expected:
+            raise self._out_of_step(row)
+
+    def _out_of_step(self, row: int) -> IndexCorrupt:
+        return IndexCorrupt(
+            self.pool.path, f"row {row} is missing, or is there and should not be", fix="restore the index from a copy"
+        )
+
+    def known_vectors(self, texts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """The vectors of those key texts that some example of the index has, removed ones included."""
+        wanted: dict[int, str] = {text_hash(text): text for text in texts}
+        places = np.flatnonzero(np.isin(self.text_hashes, np.array(list(wanted), dtype=np.uint64)))
+        first = dict(zip(self.text_hashes[places[::-1]].tolist(), places[::-1].tolist(), strict=True))
+        # Two texts of one hash would be a vector for the wrong text: the example says which text it is.
+        same = [
+            place
+            for (number, place), example in zip(first.items(), self.examples(list(first.values())), strict=True)
+            if self.key.text(example) == wanted[number]
+        ]
+        vectors = self.index.dense.vectors(np.array(same, dtype=np.int64))
+        return {wanted[int(self.text_hashes[place])]: vector for place, vector in zip(same, vectors, strict=True)}

@@ -38,6 +38,14 @@ def inert_json(value: object, *, indent: int | None = None) -> str:
     return "".join(c if c == "\n" or is_inert(c) else json.dumps(c)[1:-1] for c in text)
 
 
+def amount(count: int) -> str:
+    """A number of bytes for people, two digits exact: 640 bytes, 1.2 MB, 37 GB."""
+    for power, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
+        if count >= power:
+            return f"{count / power:,.{0 if count >= 10 * power else 1}f} {unit}"
+    return f"{count} bytes"
+
+
 def columns() -> int:
     """How wide the terminal is."""
     return shutil.get_terminal_size().columns

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,58 +12,76 @@ from numpy.typing import NDArray
 
 from indexes import files
 from indexes import generation as generations
-from retriever.build import AboutEmbedder, Progress, publish
+from indexes.generation import Current
+from retriever.build import Progress, Published, publish
 from retriever.embedders import Embedder, EmbedderSettings, EmbedderSource, load_embedder
-from retriever.errors import BadRows, IndexMissing, InvalidInput
+from retriever.errors import BadRows, IndexMissing, InvalidInput, OutOfSpace
 from retriever.evaluation.calibration import Calibration
 from retriever.example import Example
-from retriever.formats import BadRow, BadRowLog
+from retriever.formats import BadRow, BadRowLog, Limits
 from retriever.keys import Key
+from retriever.opening import open_snapshot, pool_path, read_current
+from retriever.plan import BuildPlan
 from retriever.pool import Pool
+from retriever.revisions import Revision
+from retriever.saved_vectors import SavedVectors, saved_directory
 from retriever.settings import IndexSettings
 from retriever.snapshot import Snapshot, pool_revision
+from retriever.stored_embedder import StoredEmbedder
 
-_LOCK = "LOCK"
-_POOL = "pool.sqlite"
+_ABOUT = ("settings", "embedder", "fusion")
+LOCK = "LOCK"
 
 
-def pool_path(root: Path) -> Path:
-    """Where the pool of an index is."""
-    return root / _POOL
+@dataclass(frozen=True)
+class Session:
+    """What a writer has while it holds the lock of an index.
+
+    Attributes:
+        root: The index directory.
+        pool: Its pool, for writing.
+        current: What CURRENT says; None before the first build is finished.
+    """
+
+    root: Path
+    pool: Pool
+    current: Current | None
+
+    @property
+    def revision(self) -> Revision:
+        """The newest revision of the pool that readers see."""
+        return Revision() if self.current is None else Revision(self.current.revision, self.current.chain)
+
+    def show(self, revision: Revision) -> None:
+        """Makes a revision that the pool holds the one that readers see; durable when it returns."""
+        assert self.current is not None
+        generations.point(self.root, replace(self.current, revision=revision.number, chain=revision.chain))
 
 
 @contextlib.contextmanager
-def writing(root: Path, *, create: bool = False) -> Iterator[tuple[Pool, int]]:
-    """Holds the lock of an index and gives its pool, what an interrupted writer left behind cleared away.
-
-    Yields:
-        The pool, and the pool revision of the current generation; 0 when there is none yet.
+def writing(root: Path, *, create: bool = False) -> Iterator[Session]:
+    """Holds the lock of an index, what an interrupted writer left behind cleared away.
 
     Raises:
         IndexLocked: Another process is writing.
         IndexMissing: There is no index, and none is to be created.
+        IndexCorrupt: It is damaged in a way that a writer could make worse.
+        StorageError: The operating system refuses.
     """
     if create:
         files.make_directory(root)
     elif not pool_path(root).is_file():
         raise IndexMissing(root)
-    with files.locked(root / _LOCK):
-        pool = Pool(pool_path(root), create=create)
-        try:
-            published = _published_revision(root)
-            pool.drop_unpublished(published)
-            yield pool, published
-        finally:
-            pool.close()
-
-
-def _published_revision(root: Path) -> int:
-    try:
-        name, digest = generations.read_current(root)
-    except IndexMissing:
-        return 0
-    current = generations.open_generation(root, name, manifest_digest=digest, verify=False)
-    return pool_revision(current)
+    with files.locked(root / LOCK), contextlib.closing(Pool(pool_path(root), create=create, writable=True)) as pool:
+        current = read_current(root, pool)
+        if current is None:
+            if not create:
+                raise IndexMissing(root)
+            pool.settle(Revision(), {})
+        else:
+            manifest = generations.read_manifest(root, current.generation, current.manifest)
+            pool.settle(Revision(current.revision, current.chain), {name: manifest[name] for name in _ABOUT})
+        yield Session(root, pool, current)
 
 
 @dataclass(frozen=True)
@@ -76,6 +94,8 @@ class BuildSettings:
         weight: The fusion weight; None calibrates it.
         strict: Whether a bad row fails the build instead of being set aside.
         overwrite: Whether the examples may take the place of those of an index that is there.
+        max_rows: The most examples that are taken.
+        max_memory: The most bytes of memory that the build may be predicted to need; None for any.
     """
 
     index: IndexSettings
@@ -83,6 +103,23 @@ class BuildSettings:
     weight: float | None = None
     strict: bool = False
     overwrite: bool = False
+    max_rows: int = Limits.rows
+    max_memory: int | None = None
+
+
+@dataclass(frozen=True)
+class Told:
+    """Who is told what during a build.
+
+    Attributes:
+        note: In one line what a reader should know.
+        progress: How far the work is.
+        plan: Before the work starts, what it is predicted to need.
+    """
+
+    note: Callable[[str], None]
+    progress: Progress
+    plan: Callable[[BuildPlan], None]
 
 
 def build_index(
@@ -91,8 +128,7 @@ def build_index(
     settings: BuildSettings,
     *,
     log: BadRowLog,
-    note: Callable[[str], None],
-    progress: Progress,
+    tell: Told,
 ) -> Embedder:
     """Builds an index, or replaces what one holds; a reader sees the old examples until the new ones are all there.
 
@@ -101,42 +137,123 @@ def build_index(
         read: From a sink of bad rows to the examples.
         settings: How.
         log: Where the bad rows are counted.
-        note: Told in one line what a reader should know.
-        progress: Told how far the work is.
+        tell: Who is told what.
 
     Returns:
         The embedder.
 
     Raises:
-        InvalidInput: There is an index and `overwrite` is off, or the directory holds something else.
+        InvalidInput: There is an index and `overwrite` is off, the directory holds something else, or the build is
+            over a limit.
         BadRows: A bad row under `strict`, or no usable row among some.
+        StorageError: The operating system refuses.
     """
     fresh = not root.exists()
     _check_target(root, overwrite=settings.overwrite)
+    saved = None
     try:
-        with writing(root, create=True) as (pool, published):
-            revision = pool.stage(_usable(read(log), log, strict=settings.strict), replace=published > 0)
-            embedder, about = _embedder(settings, pool, revision, note)
-            generation = publish(
+        with writing(root, create=True) as session:
+            generations.collect(root, session.current)
+            examples = _usable(read(log), log, strict=settings.strict, most=settings.max_rows)
+            revision = session.pool.stage(examples, session.revision, replace=session.current is not None)
+            key = Key(settings.index.key)
+            embedder, about = load_for(key, settings.embedder, session.pool, revision, tell.note)
+            _check_plan(session.pool, revision, about, settings, tell)
+            saved = SavedVectors(root, about.space)
+            if saved:
+                tell.note(f"an interrupted build has left the vectors of {len(saved):,} texts: they are used")
+            published = publish(
                 root,
-                pool,
+                session.pool,
                 revision,
                 settings=settings.index,
                 embedder=lambda: embedder,
-                about_embedder=about,
+                stored_embedder=about,
                 weight=settings.weight,
-                known={},
-                progress=progress,
+                known=_Reused(_indexed_vectors(session, about), saved),
+                progress=tell.progress,
             )
-            pool.publish(revision, vectors_kept_after=published)
-            if generation.manifest["fusion"]["objective"] == "none":  # type: ignore[index]
-                note("the pool has neither labels nor outputs to calibrate the fusion weight by: it is 0.5")
-            generations.collect(root)
+            _finish(session, published, revision)
+            files.remove(saved_directory(root))
+            if published.calibration.objective == "none":
+                tell.note("the pool has neither labels nor outputs to calibrate the fusion weight by: it is 0.5")
     except BaseException:
-        if fresh:
+        if saved:
+            tell.note(f"the vectors of {len(saved):,} texts are kept: run the same build again to go on from there")
+        elif fresh:
             files.remove(root)
         raise
     return embedder
+
+
+def _check_plan(pool: Pool, revision: Revision, about: StoredEmbedder, settings: BuildSettings, tell: Told) -> None:
+    """Tells what the build will need, and refuses one that may not have it."""
+    plan = BuildPlan(*pool.size(revision.number), about.dim, settings.index.ann is not None)
+    tell.plan(plan)
+    if settings.max_memory is not None and plan.memory_bytes > settings.max_memory:
+        raise InvalidInput(
+            f"a build of {plan.examples:,} examples needs about {plan.memory_bytes:,} bytes of memory",
+            expected=f"at most {settings.max_memory:,}",
+            fix="raise the limit (--max-memory), use an embedder of fewer dimensions, or split the pool",
+        )
+    free = files.free_bytes(pool.path.parent)
+    if free < plan.disk_bytes:
+        raise OutOfSpace(pool.path.parent, plan.disk_bytes, free)
+
+
+def check_size(rows: int, most: int) -> None:
+    """Refuses a pool with too many examples.
+
+    Raises:
+        InvalidInput: There are more than `most`.
+    """
+    if rows > most:
+        raise InvalidInput(
+            f"a pool of more than {most:,} examples", expected=f"at most {most:,}", fix="raise the limit"
+        )
+
+
+def _indexed_vectors(session: Session, about: StoredEmbedder) -> dict[str, NDArray[np.float32]]:
+    """The vectors of the key texts that are indexed already, if they are of the same space to the last bit."""
+    if session.current is None:
+        return {}
+    # They become part of what is published now, so they must be what was published then.
+    view = open_snapshot(session.root, session.pool, verify=True, note=lambda line: None)
+    same = StoredEmbedder.from_generation(view.base.generation).space == about.space
+    return _vectors_by_text(view) if same else {}
+
+
+def _vectors_by_text(snapshot: Snapshot) -> dict[str, NDArray[np.float32]]:
+    places, texts = [], []
+    for place, example in snapshot.present():
+        places.append(place)
+        texts.append(snapshot.key.text(example))
+    return dict(zip(texts, snapshot.index.dense.vectors(np.array(places, dtype=np.int64)), strict=True))
+
+
+class _Reused:
+    """The vectors of what is indexed already and of what an interrupted build has saved."""
+
+    def __init__(self, indexed: Mapping[str, NDArray[np.float32]], saved: SavedVectors | None = None) -> None:
+        self._indexed = indexed
+        self._saved = saved
+
+    def get(self, text: str) -> NDArray[np.float32] | None:
+        vector = self._indexed.get(text)
+        return vector if vector is not None or self._saved is None else self._saved.get(text)
+
+    def save(self, texts: Sequence[str], vectors: NDArray[np.float32]) -> None:
+        if self._saved is not None:
+            self._saved.save(texts, vectors)
+
+
+def _finish(session: Session, published: Published, revision: Revision) -> None:
+    """Tidies up after a publication. A crash within it loses nothing: the next writer does the same."""
+    session.pool.settle(revision, published.about)
+    if session.current is not None:
+        before = generations.read_manifest(session.root, session.current.generation, session.current.manifest)
+        session.pool.drop_vectors(until=pool_revision(before))
+    generations.collect(session.root, published.current)
 
 
 def _check_target(root: Path, *, overwrite: bool) -> None:
@@ -150,10 +267,11 @@ def _check_target(root: Path, *, overwrite: bool) -> None:
         )
 
 
-def _usable(examples: Iterable[Example], log: BadRowLog, *, strict: bool) -> Iterator[Example]:
+def _usable(examples: Iterable[Example], log: BadRowLog, *, strict: bool, most: int) -> Iterator[Example]:
     count = 0
     for example in examples:
         count += 1
+        check_size(count, most)
         yield example
     if strict:
         log.raise_if_any()
@@ -165,65 +283,66 @@ def _usable(examples: Iterable[Example], log: BadRowLog, *, strict: bool) -> Ite
         )
 
 
-def _embedder(
-    settings: BuildSettings, pool: Pool, revision: int, note: Callable[[str], None]
-) -> tuple[Embedder, AboutEmbedder]:
-    """The embedder, and what the manifest says of it."""
-    key = Key(settings.index.key)
-    embedder = load_embedder(
-        settings.embedder,
-        note=note,
-        pool_texts=lambda: (key.text(pool_row.example) for pool_row in pool.examples(revision)),
-    )
-    if not isinstance(settings.embedder, str | EmbedderSettings):
-        return embedder, AboutEmbedder.of(embedder, None)
-    asked = EmbedderSettings(settings.embedder) if isinstance(settings.embedder, str) else settings.embedder
-    # `auto` may mean another model on another machine or day; what it meant here is what the index needs.
-    named = replace(asked, name=embedder.name) if asked.name == "auto" else asked
-    return embedder, AboutEmbedder.of(embedder, named)
-
-
-def compact(root: Path, pool: Pool, snapshot: Snapshot, embedder: Callable[[], Embedder], progress: Progress) -> None:
-    """Publishes a generation that holds all that the snapshot shows. The caller holds the lock.
-
-    Every vector is in the snapshot, so nothing is embedded.
-
-    Args:
-        root: The index directory.
-        pool: Its pool.
-        snapshot: The newest view of it.
-        embedder: Gives its embedder, should an empty index ask for the dimension.
-        progress: Told how far the work is.
-    """
-    generation = snapshot.base.generation
-    publish(
-        root,
-        pool,
-        snapshot.revision,
-        settings=snapshot.base.settings,
-        embedder=embedder,
-        about_embedder=AboutEmbedder.from_generation(generation),
-        weight=Calibration.from_dict(generation.manifest["fusion"]),
-        known=_known(snapshot),
-        progress=progress,
-    )
-    pool.publish(snapshot.revision, vectors_kept_after=snapshot.base.revision)
-    generations.collect(root)
-
-
-def _known(snapshot: Snapshot) -> dict[str, NDArray[np.float32]]:
-    places = np.arange(len(snapshot.rows)) if snapshot.alive is None else np.flatnonzero(snapshot.alive)
-    texts = (snapshot.key.text(pool_row.example) for pool_row in snapshot.pool.examples(snapshot.revision))
-    vectors = snapshot.index.dense.vectors(places)
-    return dict(zip(texts, vectors, strict=True))
-
-
-def check_addable(example: Example, pool: Pool, key: Key) -> None:
-    """Refuses an example that an index cannot take.
+def load_for(
+    key: Key, source: EmbedderSource, pool: Pool, revision: Revision, note: Callable[[str], None]
+) -> tuple[Embedder, StoredEmbedder]:
+    """The embedder for the texts of a revision, fitted on them if it is of that kind, and what the manifest says of it.
 
     Raises:
-        InvalidInput: It lacks a field that the key needs, or its id is in the pool.
+        EmbedderError: It cannot be loaded.
     """
-    key.text(example)
-    if pool.rows_of([example.id]):
-        raise InvalidInput(f"id {example.id!r} is in the pool already")
+    embedder = load_embedder(
+        source,
+        note=note,
+        pool_texts=lambda: (key.text(pool_row.example) for pool_row in pool.examples(revision.number)),
+    )
+    if not isinstance(source, str | EmbedderSettings):
+        return embedder, StoredEmbedder.of(embedder, None)
+    asked = EmbedderSettings(source) if isinstance(source, str) else source
+    # `auto` may mean another model on another machine or day; what it meant here is what the index needs.
+    named = replace(asked, name=embedder.name) if asked.name == "auto" else asked
+    return embedder, StoredEmbedder.of(embedder, named)
+
+
+def compact(session: Session, snapshot: Snapshot) -> None:
+    """Publishes a generation that holds all that the newest snapshot shows.
+
+    Every vector is in the snapshot, so nothing is embedded.
+    """
+    generation = snapshot.base.generation
+    generations.collect(session.root, session.current)
+    published = publish(
+        session.root,
+        session.pool,
+        snapshot.revision,
+        settings=snapshot.base.settings,
+        embedder=_not_needed,
+        stored_embedder=StoredEmbedder.from_generation(generation),
+        weight=Calibration.from_dict(generation.manifest["fusion"]),
+        known=_Reused(_vectors_by_text(snapshot)),
+        progress=lambda stage, done, total: None,
+    )
+    _finish(session, published, snapshot.revision)
+
+
+def collect(path: str | Path) -> tuple[str, ...]:
+    """Removes what nobody needs: generations before the last two that no reader holds, and what a crash left behind.
+
+    Publishing does the same; this is for what was held, or could not be removed, at the time.
+
+    Args:
+        path: The index directory.
+
+    Returns:
+        The names that were removed.
+
+    Raises:
+        IndexMissing: There is no index.
+        IndexLocked: Another process is writing.
+    """
+    with writing(Path(path)) as session:
+        return tuple(generations.collect(session.root, session.current))
+
+
+def _not_needed() -> Embedder:
+    raise AssertionError("a text without a vector in a snapshot")

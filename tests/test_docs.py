@@ -35,16 +35,16 @@ import pytest
 import typer.main
 
 import cli
-from indexes.generation import Generation
 from retriever import EmbedderSettings, IndexSettings, Recipe, Retriever, errors
 from retriever.backends import _FORMS
 from retriever.export import FORMS
 from retriever.formats import Limits
+from retriever.live import COMPACT_AFTER
 from retriever.prompting import TEMPLATES, load_template
 from retriever.query_encoder import QueryEncoder
 from retriever.ranking.guard import LEVELS
 from retriever.ranking.where import predicate
-from retriever.retriever import COMPACT_AFTER
+from retriever.stored_embedder import StoredEmbedder
 from tests.support import fail
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -304,7 +304,7 @@ def test_every_promise_names_tests_that_exist() -> None:
     assert all(re.search(r"`tests/\w+\.py::", row[-1]) for row in table(section("SECURITY.md", "What is promised")))
 
 
-def test_an_endpoint_that_only_an_index_names_is_asked_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_that_only_an_index_names_is_asked_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-must-not-leave")
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -317,7 +317,7 @@ def test_an_endpoint_that_only_an_index_names_is_asked_nothing(tmp_path: Path, m
             "prompts": {"query": "", "example": ""},
             "settings": asdict(EmbedderSettings("openai:m", base_url=url)),
         }
-        encoder = QueryEncoder(Generation(1, tmp_path / "gen-000001", {"embedder": stored}, {}), None, fail)
+        encoder = QueryEncoder(StoredEmbedder(stored, {}), None, fail)
         with pytest.raises(errors.Incompatible, match=re.escape(f"OPENAI_BASE_URL={url}")) as refusal:
             encoder.queries(["hello"])
         with pytest.raises(BlockingIOError):

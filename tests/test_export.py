@@ -1,5 +1,6 @@
 """Batch export: one record per query, in input order, whole or not at all."""
 
+import csv
 import io
 import json
 import sys
@@ -8,7 +9,7 @@ import pytest
 from pyarrow import parquet
 
 from retriever import Recipe
-from retriever.errors import DelimiterCollision, InvalidInput
+from retriever.errors import DelimiterCollision, InvalidInput, MissingDependency
 from retriever.example import Example
 from retriever.export import FORMS, ExportSettings, export, record
 from retriever.formats import BadRowLog, read_queries
@@ -157,7 +158,7 @@ def test_a_bad_query_row_is_set_aside_and_counted(index, tmp_path):
     assert (log.count, [row.line for row in log.rows]) == (2, [2, 3])
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet", "csv"])
 def test_no_queries_make_an_empty_file(index, tmp_path, suffix):
     path = tmp_path / f"o.{suffix}"
     assert export(index, [], path, settings()) == 0
@@ -192,14 +193,47 @@ def test_an_unknown_suffix_is_refused_before_a_query_is_read(index, tmp_path):
         pytest.fail("a query was read")
         yield
 
-    with pytest.raises(InvalidInput, match=r"\.jsonl or \.parquet"):
-        export(index, queries(), tmp_path / "o.csv", settings())
+    with pytest.raises(InvalidInput, match=r"\.jsonl, \.parquet"):
+        export(index, queries(), tmp_path / "o.json", settings())
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_missing_package_is_told_before_a_query_is_read(index, tmp_path, monkeypatch):
+    def queries():
+        pytest.fail("a query was read")
+        yield
+
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingDependency, match="pyarrow"):
+        export(index, queries(), tmp_path / "o.parquet", settings())
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("form", ["demos", "prompts", "messages"])
+@pytest.mark.parametrize(("suffix", "delimiter"), [("csv", ","), ("tsv", "\t")])
+def test_csv_holds_what_json_lines_hold(index, tmp_path, form, suffix, delimiter):
+    export(index, QUERIES, tmp_path / "o.jsonl", settings(form))
+    export(index, QUERIES, tmp_path / f"o.{suffix}", settings(form))
+    with (tmp_path / f"o.{suffix}").open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file, delimiter=delimiter)
+    expected = lines(tmp_path / "o.jsonl")
+    assert header == list(expected[0])
+    for row, one in zip(rows, expected, strict=True):
+        for text, value in zip(row, one.values(), strict=True):
+            assert (text if isinstance(value, str) else json.loads(text)) == value
+
+
+@pytest.mark.parametrize("form", ["openai-batch", "anthropic-batch"])
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_a_batch_form_is_not_written_as_csv(index, tmp_path, form, suffix):
+    with pytest.raises(InvalidInput, match=r"\.jsonl or \.parquet file for the batch forms"):
+        export(index, QUERIES, tmp_path / f"o.{suffix}", settings(form))
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet", "csv"])
 @pytest.mark.parametrize("older", [None, b"older"])
-def test_an_error_in_the_middle_leaves_what_was_there(index, tmp_path, suffix, older):
+def test_an_error_in_the_middle_leaves_what_was_there_and_a_partial_file(index, tmp_path, suffix, older):
     path = tmp_path / f"o.{suffix}"
     if older is not None:
         path.write_bytes(older)
@@ -212,24 +246,24 @@ def test_an_error_in_the_middle_leaves_what_was_there(index, tmp_path, suffix, o
     with pytest.raises(InvalidInput, match="the source broke"):
         export(index, queries(), path, settings(), progress=lambda stage, done, total: written.append(done))
     assert len(written) == MAX_BLOCK  # so it was in the middle
-    assert names(tmp_path) == ([] if older is None else [path.name])
+    assert names(tmp_path) == [*([] if older is None else [path.name]), f"{path.name}.partial"]
     assert older is None or path.read_bytes() == older
 
 
-def test_a_prompt_that_cannot_be_made_leaves_no_file(index, tmp_path):
-    queries = [*QUERIES, Example("q4", "top up\n\nInput: x\nOutput:")]
+def test_a_first_prompt_that_cannot_be_made_leaves_no_file(index, tmp_path):
+    queries = [Example("q0", "top up\n\nInput: x\nOutput:"), *QUERIES]
     with pytest.raises(DelimiterCollision):
         export(index, queries, tmp_path / "o.jsonl", settings("prompts"))
     assert names(tmp_path) == []
 
 
-def test_an_interrupt_leaves_no_file(index, tmp_path):
+def test_an_interrupt_leaves_no_file_under_the_name(index, tmp_path):
     def interrupt(stage, done, total):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         export(index, QUERIES, tmp_path / "o.jsonl", settings(), progress=interrupt)
-    assert names(tmp_path) == []
+    assert names(tmp_path) == ["o.jsonl.partial"]
 
 
 def test_the_name_appears_only_when_the_file_is_complete(index, tmp_path):

@@ -980,15 +980,87 @@ def test_a_missing_key_is_a_null_in_parquet():
 
 
 def test_no_records_make_an_empty_file_of_each_format(tmp_path):
-    assert written([], "jsonl") == b""
+    assert written([], "jsonl") == written([], "csv") == b""
     (tmp_path / "p.parquet").write_bytes(written([], "parquet"))
     assert read(tmp_path / "p.parquet") == ([], [])
 
 
+def test_csv_quotes_all_but_numbers_and_writes_what_is_no_text_as_json():
+    records = [
+        {"text": 'say "a,b"', "whole": -1, "part": -0.5, "flag": True, "list": ["é", None], "empty": None},
+        {"text": "two\nlines\rand", "whole": 2**70, "part": 1e300, "list": {}},
+    ]
+    assert written(records, "csv").decode() == (
+        '"text","whole","part","flag","list","empty"\n'
+        '"say ""a,b""",-1,-0.5,"true","[""é"", null]",""\n'
+        '"two\nlines\rand",1180591620717411303424,1e+300,"","{}",""\n'
+    )
+    assert written([{"a": "x", "b": -1}], "tsv") == b'"a"\t"b"\n"x"\t-1\n'
+
+
+FORMULAS = [
+    "=1+1",
+    "+1",
+    "-1",
+    "@SUM(A1)",
+    "\t=1",
+    "\r=1",
+    "\n=1",
+    "＝1",
+    "＋1",
+    "－1",
+    "＠A1",
+    '=HYPERLINK("x","y")',
+    "-",
+]
+
+
+@pytest.mark.parametrize("format", ["csv", "tsv"])
+@pytest.mark.parametrize("text", FORMULAS, ids=ascii)
+def test_a_text_that_a_spreadsheet_would_take_for_a_formula_gets_an_apostrophe(format, text):
+    content = written([{text: text}], format).decode()
+    assert list(csv.reader(io.StringIO(content, newline=""), delimiter="," if format == "csv" else "\t")) == [
+        ["'" + text],
+        ["'" + text],
+    ]
+
+
+@given(st.lists(st.lists(st.text(st.characters(codec="utf-8")), min_size=2, max_size=2), min_size=1, max_size=5))
+def test_csv_gives_back_every_text_but_for_the_apostrophe(rows):
+    content = written([{"a": a, "b": b} for a, b in rows], "csv").decode()
+    read_back = list(csv.reader(io.StringIO(content, newline="")))
+    dangerous = tuple("=+-@\t\r\n＝＋－＠")
+    assert read_back == [["a", "b"], *([f"'{t}" if t.startswith(dangerous) else t for t in row] for row in rows)]
+    assert not any(cell.startswith(dangerous) for row in read_back for cell in row)
+
+
+def test_csv_is_read_back_as_the_same_rows(tmp_path):
+    (tmp_path / "o.csv").write_bytes(written([{"id": "1", "input": 'a\r\n"b', "output": "1"}], "csv"))
+    examples, bad = read(tmp_path / "o.csv")
+    assert bad == []
+    assert [(one.id, one.input, one.output) for one in examples] == [("1", 'a\r\n"b', "1")]
+
+
+@pytest.mark.parametrize("value", [float("nan"), "\ud800", {1, 2}, [float("inf")]], ids=repr)
+def test_csv_refuses_what_json_cannot_hold_and_writes_nothing_of_it(value):
+    file = io.BytesIO()
+    with pytest.raises(InvalidInput), open_writer(file, "csv") as writer:
+        writer.write({"a": 1})
+        writer.write({"a": value})
+    assert file.getvalue() == b'"a"\n1\n'
+
+
+def test_csv_refuses_another_key_and_leaves_a_missing_one_empty():
+    with pytest.raises(InvalidInput, match="the field 'c'"):
+        written([{"a": 1, "b": 1}, {"a": 1, "c": 1}], "csv")
+    assert written([{"a": 1, "b": 1}, {"a": 2}], "csv") == b'"a","b"\n1,1\n2,""\n'
+
+
 def test_the_format_to_write_follows_from_the_suffix():
-    assert [writer_format(path) for path in ("a.jsonl", "B.PARQUET", "-")] == ["jsonl", "parquet", "jsonl"]
-    for path in ("a.csv", "a", "a.json"):
-        with pytest.raises(InvalidInput, match=r"\.jsonl or \.parquet"):
+    names = ("a.jsonl", "B.PARQUET", "-", "a.csv", "a.TSV")
+    assert [writer_format(path) for path in names] == ["jsonl", "parquet", "jsonl", "csv", "tsv"]
+    for path in ("a.txt", "a", "a.json", "a.csv.gz"):
+        with pytest.raises(InvalidInput, match=r"\.jsonl, \.parquet, \.csv or \.tsv"):
             writer_format(path)
     with pytest.raises(InvalidInput):
-        open_writer(io.BytesIO(), "csv")
+        open_writer(io.BytesIO(), "xml")

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import retriever.retriever
+import retriever.live
 from retriever import Example, Retriever
-from tests.support import build
+from tests.support import build, embed
 
 WORDS = ("card", "late", "refund", "lock", "promo")
 QUERIES = ("card late", "refund refund promo", "lock", "nothing known", "")
@@ -48,7 +48,7 @@ def answers(index: Retriever) -> list[object]:
 def test_any_history_of_adds_and_removes_equals_a_rebuild(history, compact_after):
     kept = [example(number) for number in range(8)]
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(retriever.retriever, "COMPACT_AFTER", compact_after)
+        patch.setattr(retriever.live, "COMPACT_AFTER", compact_after)
         index = build(kept, Path(folder) / "a", weight=0.5)
         fresh_numbers = itertools.count(100)
         for action, amount in history:
@@ -61,7 +61,7 @@ def test_any_history_of_adds_and_removes_equals_a_rebuild(history, compact_after
                 assert index.remove([doomed.id]) == 1
             elif action == "reopen":
                 index.close()
-                index = Retriever.open(Path(folder) / "a", embedder=index._encoder.embedder)
+                index = Retriever.open(Path(folder) / "a", embedder=embed)
         rebuilt = build(kept, Path(folder) / "b", weight=0.5)
         assert len(index) == len(rebuilt) == len(kept)
         assert answers(index) == answers(rebuilt)
@@ -70,9 +70,9 @@ def test_any_history_of_adds_and_removes_equals_a_rebuild(history, compact_after
 
 
 def test_a_reader_that_outlives_ten_publications_answers_from_its_own_view(tmp_path, monkeypatch):
-    monkeypatch.setattr(retriever.retriever, "COMPACT_AFTER", 0)
+    monkeypatch.setattr(retriever.live, "COMPACT_AFTER", 0)
     writer = build([example(n) for n in range(8)], tmp_path / "i")
-    with writer, Retriever.open(tmp_path / "i", embedder=writer._encoder.embedder) as reader:
+    with writer, Retriever.open(tmp_path / "i", embedder=embed) as reader:
         before = answers(reader)
         for number in range(100, 110):
             writer.add(example(number))
@@ -100,7 +100,7 @@ def test_many_additions_then_a_compaction_hold_the_bytes_of_a_rebuild(tmp_path, 
     with build(pool, tmp_path / "a", weight=0.5) as index:
         for number, one in enumerate(more):
             if number == len(more) - 1:
-                monkeypatch.setattr(retriever.retriever, "COMPACT_AFTER", 0)
+                monkeypatch.setattr(retriever.live, "COMPACT_AFTER", 0)
             index.add(one)
         assert index.generation == "gen-000002"
     with build([*pool, *more], tmp_path / "b", weight=0.5) as rebuilt:

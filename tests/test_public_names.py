@@ -33,7 +33,9 @@ EXIT_CODES = {
     "IndexMissing": 3,
     "InvalidInput": 2,
     "MissingDependency": 1,
+    "OutOfSpace": 1,
     "RetrieverError": 1,
+    "StorageError": 1,
     "TemplateError": 2,
 }
 
@@ -56,6 +58,7 @@ def test_the_public_names_are_these_and_no_others():
         "RetrieverError",
         "Selection",
         "Template",
+        "Update",
     ]
     assert len(retriever.__all__) <= 20
 

@@ -17,13 +17,16 @@ _SHOWN_KEYS = 8
 
 @dataclass(frozen=True)
 class Limits:
-    """How large a row may be before it is set aside.
+    """How large things may be. A row over its limits is set aside; what is over the others is refused.
 
     Attributes:
         field_bytes: UTF-8 bytes of one rendered field, and of a text made by a template.
         row_bytes: Bytes of one row; also the most that is held in memory to find the end of a row.
         nesting: Levels of lists and objects inside each other in one field.
         csv_field_bytes: Bytes of one CSV or TSV field (what Python's `csv` allows by default).
+        rows: Examples of a pool.
+        k: Demonstrations of a selection.
+        prompt_characters: Characters of a query and its demonstrations, all fields together.
 
     Raises:
         InvalidInput: A limit is below 1.
@@ -33,6 +36,9 @@ class Limits:
     row_bytes: int = 64 * 1024 * 1024
     nesting: int = 100
     csv_field_bytes: int = 128 * 1024
+    rows: int = 100_000_000
+    k: int = 10_000
+    prompt_characters: int = 64 * 1024 * 1024
 
     def __post_init__(self) -> None:
         for limit in fields(self):

@@ -1,7 +1,9 @@
-"""Writing records one by one, as JSON Lines or Parquet, into a binary file that the caller opened."""
+"""Writing records one by one, as JSON Lines, Parquet or CSV, into a binary file that the caller opened."""
 
 from __future__ import annotations
 
+import codecs
+import csv
 import json
 import os
 from collections.abc import Mapping
@@ -12,8 +14,13 @@ from retriever.errors import InvalidInput, MissingDependency
 from retriever.example import Json, render
 from retriever.formats.values import short
 
-WriterFormat: TypeAlias = Literal["jsonl", "parquet"]
+WriterFormat: TypeAlias = Literal["jsonl", "parquet", "csv", "tsv"]
 ROW_GROUP = 1000  # records per Parquet row group, and how many decide the types of its columns
+
+_SUFFIXES: Mapping[str, WriterFormat] = {".jsonl": "jsonl", ".parquet": "parquet", ".csv": "csv", ".tsv": "tsv"}
+_DELIMITERS = {"csv": ",", "tsv": "\t"}
+# What a spreadsheet takes for the start of a formula (OWASP, "CSV Injection"), its full-width forms among them.
+_FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 
 
 class RecordWriter(Protocol):
@@ -31,17 +38,17 @@ class RecordWriter(Protocol):
 
 
 def writer_format(path: str | os.PathLike[str]) -> WriterFormat:
-    """The format to write at a path: by its suffix `.jsonl` or `.parquet`; `-` (standard output) is JSON Lines.
+    """The format to write at a path: by its suffix; `-`, standard output, is JSON Lines.
 
     Raises:
         InvalidInput: The suffix is another one.
     """
-    suffix = Path(path).suffix.lower()
-    if os.fspath(path) == "-" or suffix == ".jsonl":
+    if os.fspath(path) == "-":
         return "jsonl"
-    if suffix == ".parquet":
-        return "parquet"
-    raise InvalidInput(f"cannot tell what to write to {os.fspath(path)}", expected="a name in .jsonl or .parquet, or -")
+    if (suffix := Path(path).suffix.lower()) in _SUFFIXES:
+        return _SUFFIXES[suffix]
+    expected = f"a name in {' or '.join(', '.join(_SUFFIXES).rsplit(', ', 1))}, or -"
+    raise InvalidInput(f"cannot tell what to write to {os.fspath(path)}", expected=expected)
 
 
 def open_writer(file: BinaryIO, format: WriterFormat) -> RecordWriter:
@@ -53,9 +60,14 @@ def open_writer(file: BinaryIO, format: WriterFormat) -> RecordWriter:
     records: booleans, 64-bit integers or doubles where all values are such, else text, in which a value that is not
     text stands as JSON, so that lists, objects and mixed values keep one stable schema. A missing key is a null.
 
+    CSV and TSV: a header row with the keys of the first record, then a row per record; UTF-8, LF, RFC 4180 quoting
+    around all but numbers. A value that is not text stands as JSON, a null or missing key as an empty cell. A text that
+    a spreadsheet would take for a formula, for it begins with `=`, `+`, `-`, `@`, a tab or a line break, gets an
+    apostrophe in front.
+
     Args:
         file: Open for binary writing; it is neither flushed, published nor closed here.
-        format: `jsonl` or `parquet`.
+        format: `jsonl`, `parquet`, `csv` or `tsv`.
 
     Raises:
         InvalidInput: The format is another one; from `write` or `close`, a value that the format cannot hold.
@@ -65,7 +77,29 @@ def open_writer(file: BinaryIO, format: WriterFormat) -> RecordWriter:
         return JsonLinesWriter(file)
     if format == "parquet":
         return ParquetWriter(file)
-    raise InvalidInput(f"the format {short(format)} to write", expected="jsonl or parquet")
+    if format in _DELIMITERS:
+        return CsvWriter(file, _DELIMITERS[format])
+    raise InvalidInput(f"the format {short(format)} to write", expected="jsonl, parquet, csv or tsv")
+
+
+def json_line(record: Mapping[str, Json]) -> bytes:
+    """A record as a line of JSON Lines, with its line feed.
+
+    Raises:
+        InvalidInput: The record holds NaN, infinity, a lone surrogate or what is no JSON.
+    """
+    try:
+        return json.dumps(dict(record), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+    except (ValueError, TypeError) as error:
+        raise InvalidInput(f"a record that cannot be written as JSON: {error}") from error
+
+
+def _check_keys(record: Mapping[str, Json], columns: tuple[str, ...]) -> None:
+    if unknown := record.keys() - set(columns):
+        raise InvalidInput(
+            f"a record with the field {short(min(unknown))}",
+            expected=f"the fields of the first one: {', '.join(columns)}",
+        )
 
 
 class JsonLinesWriter:
@@ -86,14 +120,49 @@ class JsonLinesWriter:
         Raises:
             InvalidInput: The record holds NaN, infinity, a lone surrogate or what is no JSON.
         """
-        try:
-            line = json.dumps(dict(record), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-        except (ValueError, TypeError) as error:
-            raise InvalidInput(f"a record that cannot be written as JSON: {error}") from error
-        self._file.write(line + b"\n")
+        self._file.write(json_line(record))
 
     def close(self) -> None:
         """Nothing is held back."""
+
+
+class CsvWriter:
+    """Writes CSV, or TSV with another delimiter; see `open_writer`."""
+
+    def __init__(self, file: BinaryIO, delimiter: str) -> None:
+        text = codecs.getwriter("utf-8")(file)
+        # Quoting everything but numbers also covers a lone CR, which `csv` before Python 3.13 leaves bare.
+        self._rows = csv.writer(text, delimiter=delimiter, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+        self._columns: tuple[str, ...] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, failed: object, *_: object) -> None:
+        self.close()
+
+    def write(self, record: Mapping[str, Json]) -> None:
+        """Write one row, and the header before the first.
+
+        Raises:
+            InvalidInput: The record has a key that the first one lacks, or holds what JSON cannot hold.
+        """
+        json_line(record)  # refuses what is no JSON before anything of it is written
+        if self._columns is None:
+            self._columns = tuple(record)
+            self._rows.writerow([_cell(name) for name in self._columns])
+        _check_keys(record, self._columns)
+        self._rows.writerow([_cell(record.get(name)) for name in self._columns])
+
+    def close(self) -> None:
+        """Nothing is held back."""
+
+
+def _cell(value: Json) -> str | int | float:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    text = "" if value is None else render(value)
+    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 class ParquetWriter:
@@ -130,11 +199,7 @@ class ParquetWriter:
         """
         if self._columns is None:
             self._columns = tuple(record)
-        if unknown := record.keys() - set(self._columns):
-            raise InvalidInput(
-                f"a record with the field {short(min(unknown))}",
-                expected=f"the fields of the first one: {', '.join(self._columns)}",
-            )
+        _check_keys(record, self._columns)
         self._held.append(dict(record))
         if len(self._held) == ROW_GROUP:
             self._write_group()

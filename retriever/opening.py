@@ -1,0 +1,116 @@
+"""Opening: from the files of an index to its newest snapshot, or to the newest that is intact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from indexes import generation as generations
+from indexes.generation import Current, Generation
+from retriever.errors import IndexCorrupt, IndexMissing
+from retriever.pool import Pool
+from retriever.revisions import Revision
+from retriever.snapshot import Base, Snapshot
+
+_ATTEMPTS = 10
+
+
+def pool_path(root: Path) -> Path:
+    """Where the pool of an index is."""
+    return root / "pool.sqlite"
+
+
+def open_pool(root: Path) -> Pool:
+    """The pool of an index, for reading.
+
+    Raises:
+        IndexMissing: There is no index.
+        IndexCorrupt: There is one, but its pool is missing or damaged.
+    """
+    if not pool_path(root).exists() and not (root / "CURRENT").exists() and not generations.generations(root):
+        raise IndexMissing(root)
+    return Pool(pool_path(root))
+
+
+def read_current(root: Path, pool: Pool) -> Current | None:
+    """What CURRENT says; None when no build was ever finished.
+
+    Raises:
+        IndexCorrupt: It is damaged, or missing although a build was finished.
+    """
+    try:
+        return generations.read_current(root)
+    except IndexMissing:
+        if pool.head() is None:
+            return None
+        raise IndexCorrupt(root / "CURRENT", "is missing", fix=f"repair it: retriever verify {root} --repair") from None
+
+
+def open_snapshot(root: Path, pool: Pool, *, verify: bool, note: Callable[[str], None]) -> Snapshot:
+    """The newest view of an index; tried again when a writer publishes between one look and the next.
+
+    Args:
+        root: The index directory.
+        pool: Its pool.
+        verify: Whether to compare hashes and to look at every vector and posting.
+        note: Told in one line when an older generation answers in place of what is damaged.
+
+    Raises:
+        IndexMissing: No build was finished.
+        IndexCorrupt: It is damaged, and no generation that is intact can answer in its place.
+        Incompatible: A newer format.
+        StorageError: A file cannot be read.
+    """
+    for attempt in range(_ATTEMPTS):
+        try:
+            current = read_current(root, pool)
+        except IndexCorrupt as damage:
+            return _substitute(root, pool, damage, None, pool.head(), verify=verify, note=note)
+        if current is None:
+            raise IndexMissing(
+                root,
+                seen=f"{root} holds the beginning of an index: its build did not finish",
+                fix="run the same build again, it goes on where it stopped",
+            )
+        newest = Revision(current.revision, current.chain)
+        try:
+            view = _view(generations.open_current(root, current, verify=verify), pool, verify=verify)
+        except IndexCorrupt as damage:
+            # No damage, if a writer has published meanwhile and removed what was being read.
+            if attempt + 1 < _ATTEMPTS and read_current(root, pool) != current:
+                continue
+            return _substitute(root, pool, damage, current.generation, newest, verify=verify, note=note)
+        snapshot = view.advanced(newest)
+        if snapshot is not None:
+            return snapshot
+    raise IndexCorrupt(
+        pool_path(root),
+        "lacks the vectors of examples that were added",
+        fix=f"repair it: retriever verify {root} --repair",
+    )
+
+
+def _substitute(
+    root: Path,
+    pool: Pool,
+    damage: IndexCorrupt,
+    before: str | None,
+    newest: Revision | None,
+    *,
+    verify: bool,
+    note: Callable[[str], None],
+) -> Snapshot:
+    """The view of the newest intact generation, moved on as far as the pool has the vectors of what came later."""
+    generation = generations.open_substitute(root, damage, before=before, verify=verify, note=note)
+    view = _view(generation, pool, verify=verify)
+    if newest is None or newest.number <= view.revision.number:
+        return view
+    return view.advanced(newest) or view
+
+
+def _view(generation: Generation, pool: Pool, *, verify: bool) -> Snapshot:
+    try:
+        return Snapshot.of(Base.load(generation, verify=verify), pool)
+    except BaseException:
+        generation.hold.release()
+        raise

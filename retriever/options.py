@@ -1,0 +1,168 @@
+"""The options that several commands share, in groups, and what they mean to the library."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from retriever import Limits
+    from retriever.ranking.recipe import Options
+
+Mode = Literal["hybrid", "dense", "lexical"]
+Guard = Literal["off", "self", "exact", "normalised", "near"]
+Strategy = Literal["top", "random", "fixed"]
+OrderBy = Literal["best-last", "best-first", "edges", "random"]
+Rule = Literal["convex", "rrf"]
+Collisions = Literal["error", "escape", "drop"]
+PromptForm = Literal["messages", "text"]
+ExportForm = Literal["demos", "prompts", "messages", "openai-batch", "anthropic-batch"]
+
+_SELECTION = "Selection"
+_PROMPT = "Prompt"
+_MODEL = "Embedder"
+_LIMITS = "Limits"
+
+
+def size(text: str) -> int:
+    """A number of bytes or characters, such as 2000000, 500K, 64M or 4G."""
+    factor = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:].upper(), 1)
+    digits = text[:-1] if factor > 1 else text
+    if not digits.isascii() or not digits.isdigit():
+        raise typer.BadParameter(f"{text!r} is no size; expected one such as 2000000, 500K, 64M or 4G")
+    return int(digits) * factor
+
+
+def _size_option(*names: str, help: str) -> object:
+    option = typer.Option(*names, parser=size, metavar="SIZE", help=help, rich_help_panel=_LIMITS, show_default=False)
+    return Annotated[int | None, option]
+
+
+def _option(kind: object, *names: str, help: str, panel: str) -> object:
+    return Annotated[kind, typer.Option(*names, help=help, rich_help_panel=panel, show_default=False)]
+
+
+RECIPE: Mapping[str, object] = {
+    "k": _option(int | None, "-k", "--k", help="How many demonstrations (8).", panel=_SELECTION),
+    "mode": _option(Mode | None, "--mode", help="Which channels rank (hybrid).", panel=_SELECTION),
+    "weight": _option(float | None, "--weight", help="Share of the dense channel, 0 to 1.", panel=_SELECTION),
+    "fusion": _option(Rule | None, "--fusion", help="How channels are combined (convex).", panel=_SELECTION),
+    "guard": _option(Guard | None, "--guard", help="Leak guard level (self).", panel=_SELECTION),
+    "threshold": _option(float | None, "--threshold", help="Likeness of a near copy (0.9).", panel=_SELECTION),
+    "group": _option(str | None, "--group", help="Leave out the query's own group in FIELD.", panel=_SELECTION),
+    "where": _option(str | None, "--where", help="Filter, e.g. 'language == \"en\"'.", panel=_SELECTION),
+    "match": _option(list[str] | None, "--match", help="FIELD must be as in the query.", panel=_SELECTION),
+    "exclude": _option(list[str] | None, "--exclude", help="ID that must not be chosen.", panel=_SELECTION),
+    "strategy": _option(Strategy | None, "--strategy", help="How to choose (top).", panel=_SELECTION),
+    "fixed": _option(list[str] | None, "--fixed", help="ID that always comes first.", panel=_SELECTION),
+    "seed": _option(int | None, "--seed", help="For what is random (0).", panel=_SELECTION),
+    "order": _option(OrderBy | None, "--order", help="Order in the prompt (best-last).", panel=_SELECTION),
+}
+RecipeFile = _option(Path | None, "--recipe", help="Recipe as TOML; options override it.", panel=_SELECTION)
+BUDGET: Mapping[str, object] = {
+    "tokens": _option(int | None, "--tokens", help="Token budget of prompt and answer.", panel=_PROMPT),
+    "reserve": _option(int | None, "--reserve", help="Of these, tokens for the answer.", panel=_PROMPT),
+    "counter": _option(str | None, "--tokenizer", help="tiktoken:NAME or tokenizer.json.", panel=_PROMPT),
+}
+PROMPT: Mapping[str, object] = {
+    "template": _option(str | None, "--template", help="io, classification, cot, sql, program, FILE.", panel=_PROMPT),
+    "slot": _option(list[str] | None, "--slot", help="NAME=VALUE for the template.", panel=_PROMPT),
+    "collisions": _option(Collisions | None, "--collisions", help="Delimiters in data (error).", panel=_PROMPT),
+    "zero_shot": _option(bool, "--zero-shot", help="Trigger line without demonstrations.", panel=_PROMPT),
+}
+EMBEDDER: Mapping[str, object] = {
+    "embedder": _option(str | None, "--embedder", help="auto, latent, openai:MODEL, name or folder.", panel=_MODEL),
+    "embedder_url": _option(str | None, "--embedder-url", help="Where an openai: embedder is.", panel=_MODEL),
+    "query_prompt": _option(str | None, "--query-prompt", help="Put before queries.", panel=_MODEL),
+    "example_prompt": _option(str | None, "--example-prompt", help="Put before examples.", panel=_MODEL),
+    "device": _option(str | None, "--device", help="cpu, cuda:0 and the like.", panel=_MODEL),
+}
+ROW_LIMITS: Mapping[str, object] = {
+    "max_rows": _option(int | None, "--max-rows", help="Most examples of the pool (100 million).", panel=_LIMITS),
+    "max_field_bytes": _size_option("--max-field", help="Most bytes of a field (16M)."),
+    "max_row_bytes": _size_option("--max-row", help="Most bytes of a row (64M)."),
+}
+PROMPT_LIMITS: Mapping[str, object] = {
+    "max_k": _option(int | None, "--max-k", help="Most demonstrations (10,000).", panel=_LIMITS),
+    "max_prompt_characters": _size_option("--max-prompt", help="Most characters in a prompt (64M)."),
+}
+Query = Annotated[str, typer.Argument(help="The query; - reads it from standard input.", show_default=False)]
+Index = Annotated[Path, typer.Argument(help="The index directory.", show_default=False)]
+JsonFlag = Annotated[bool, typer.Option("--json", help="JSON even on a terminal.")]
+Trust = Annotated[bool, typer.Option("--trust", help="Skip the comparison of hashes.")]
+
+
+def with_options(**groups: Mapping[str, object]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Adds groups of options to a command, which gets each group as one mapping of the values that were given."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name not in groups]
+        added = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=False if name == "zero_shot" else None,
+                annotation=annotation,
+            )
+            for group in groups.values()
+            for name, annotation in group.items()
+        ]
+
+        @functools.wraps(command)
+        def run(*args: object, **kwargs: object) -> None:
+            gathered = {group: {name: kwargs.pop(name) for name in options} for group, options in groups.items()}
+            given = {g: {n: v for n, v in values.items() if not _left_out(v)} for g, values in gathered.items()}
+            command(*args, **kwargs, **given)
+
+        run.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in (*own, *added)}
+        del run.__wrapped__
+        return run
+
+    return decorate
+
+
+def _left_out(value: object) -> bool:
+    """Whether an option was not given; 0 and the empty text are values."""
+    return value is None or value is False or value == []
+
+
+def recipe_options(recipe: Mapping[str, object]) -> Options:
+    """The group `RECIPE` as keyword arguments of `Retriever.select`."""
+    return recipe  # type: ignore[return-value]
+
+
+def embedder_of(options: Mapping[str, object]) -> object:
+    """The embedder that the group `EMBEDDER` names; None when it names none."""
+    from retriever import EmbedderSettings
+
+    if not options:
+        return None
+    named = {"embedder": "name", "embedder_url": "base_url"}
+    return EmbedderSettings(**{named.get(option, option): value for option, value in options.items()})  # type: ignore[arg-type]
+
+
+def prompt_options_of(options: Mapping[str, object]) -> dict[str, object]:
+    """The group `PROMPT` as the library takes it."""
+    from retriever.errors import InvalidInput
+
+    chosen = dict(options)
+    slots = {}
+    for slot in chosen.pop("slot", []):  # type: ignore[attr-defined]
+        name, equals, value = slot.partition("=")
+        if not equals:
+            raise InvalidInput(f"--slot {slot!r}", expected="NAME=VALUE")
+        slots[name] = value
+    return {**chosen, "slots": slots} if slots else chosen
+
+
+def limits_of(options: Mapping[str, object]) -> Limits:
+    """The limits that the groups `ROW_LIMITS` and `PROMPT_LIMITS` change."""
+    from retriever import Limits
+
+    return Limits(**{name.removeprefix("max_"): value for name, value in options.items()})  # type: ignore[arg-type]

@@ -1,0 +1,270 @@
+"""Repair: the derived files of an index, built again from an intact pool."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexes import files
+from indexes import generation as generations
+from indexes.generation import Current, Manifest
+from retriever.build import Progress, publish
+from retriever.embedders import Embedder, EmbedderSource
+from retriever.errors import EmbedderError, Incompatible, IndexCorrupt, IndexMissing
+from retriever.evaluation.calibration import Calibration
+from retriever.keys import Key
+from retriever.opening import pool_path, read_current
+from retriever.pool import Pool
+from retriever.revisions import Revision
+from retriever.settings import IndexSettings
+from retriever.snapshot import pool_revision
+from retriever.stored_embedder import StoredEmbedder
+from retriever.verification import RESTORE, generation_problems, pool_problems
+from retriever.writing import LOCK, load_for
+
+_PARTS = ("settings", "embedder", "fusion")
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What a repair did.
+
+    Attributes:
+        generation: The generation that was built; None when nothing was damaged.
+        reused: Texts whose vectors were still there.
+        embedded: Texts that were embedded again.
+    """
+
+    generation: str | None
+    reused: int = 0
+    embedded: int = 0
+
+
+def repair(
+    path: str | Path,
+    *,
+    embedder: EmbedderSource | None = None,
+    note: Callable[[str], None] = lambda line: None,
+    progress: Progress = lambda stage, done, total: None,
+) -> Repair:
+    """Builds a new generation from the pool if the current one, or CURRENT, is damaged.
+
+    Vectors that are intact in any generation or in the pool are used; only what is lost is embedded again. Settings and
+    fusion weight stay. Generations that are damaged are removed.
+
+    Args:
+        path: The index directory.
+        embedder: The embedder, where the index was built with an object of the caller's.
+        note: Told in one line what a reader should know.
+        progress: Told how far the work is.
+
+    Raises:
+        IndexMissing: There is no index.
+        IndexCorrupt: The pool itself is damaged; only a copy can restore it.
+        Incompatible: Text has to be embedded again and the embedder is another one, or is not at hand.
+        StorageError: The operating system refuses.
+    """
+    root = Path(path)
+    if not pool_path(root).exists():
+        raise IndexMissing(root)
+    with files.locked(root / LOCK), contextlib.closing(Pool(pool_path(root), writable=True)) as pool:
+        pool.reindex()
+        for problem in pool_problems(pool):
+            raise IndexCorrupt(problem.path, problem.found, fix=RESTORE)
+        current = _readable(root, pool)
+        _check_history(root, pool, current, note)
+        names = generations.generations(root)
+        damaged = [name for name in names if generation_problems(root, name, current, pool)]
+        if current is not None and current.generation in names and current.generation not in damaged:
+            pool.settle(Revision(current.revision, current.chain), _about(root, pool, current))
+            _remove(root, damaged)
+            return Repair(None)
+        found = _Remains.of(root, pool, current)
+        newest = Revision(current.revision, current.chain) if current is not None else found.newest
+        made = _rebuild(root, pool, newest, found, embedder, note, progress)
+        _remove(root, damaged)
+        return made
+
+
+def _readable(root: Path, pool: Pool) -> Current | None:
+    try:
+        return read_current(root, pool)
+    except IndexCorrupt:
+        return None
+
+
+def _manifests(root: Path) -> list[Manifest]:
+    """The manifests that are intact, newest first."""
+    found = []
+    for name in reversed(generations.generations(root)):
+        with contextlib.suppress(IndexCorrupt, Incompatible):
+            found.append(generations.read_manifest(root, name))
+    return found
+
+
+def _check_history(root: Path, pool: Pool, current: Current | None, note: Callable[[str], None]) -> None:
+    """Refuses a pool in which a change is lost or altered; what is derived from it would look intact afterwards.
+
+    Vectors that a generation holds are dropped from the pool, and with them goes the way from the first revision to the
+    newest: so each generation's revision is a place to start from, too.
+
+    Raises:
+        IndexCorrupt: No way leads to the newest revision, or a generation has had other rows.
+    """
+    newest = pool.head() if current is None else Revision(current.revision, current.chain)
+    if newest is None:
+        return
+    starts = [(Revision(), 0)]
+    for manifest in _manifests(root):
+        revision, about = pool_revision(manifest), dict(manifest["pool"])  # type: ignore[call-overload]
+        if revision.number > newest.number:
+            continue
+        starts.append((revision, int(about["last_row"])))
+        if pool.size(revision.number)[0] != int(about["rows"]):
+            raise _lost(pool, revision)
+    if any(pool.chain(start, last_row, newest.number) == newest.chain for start, last_row in starts):
+        return
+    if len(starts) > 1:
+        raise _lost(pool, newest)
+    note("no generation is left that tells whether the pool holds every change: it is taken as it is")
+
+
+def _lost(pool: Pool, revision: Revision) -> IndexCorrupt:
+    return IndexCorrupt(pool.path, f"does not hold what was written up to revision {revision.number}", fix=RESTORE)
+
+
+def _about(root: Path, pool: Pool, current: Current | None) -> Mapping[str, object]:
+    """Settings, embedder and fusion: as the current manifest says, else the pool's note, else an older manifest.
+
+    An older manifest may be that of another build.
+    """
+    manifests = _manifests(root)
+    if current is not None:
+        with contextlib.suppress(IndexCorrupt):
+            manifest = generations.read_manifest(root, current.generation, current.manifest)
+            return {part: manifest[part] for part in _PARTS}
+    if about := pool.about():
+        return about
+    if not manifests:
+        raise IndexCorrupt(root, "neither a manifest nor the pool tells how it was built", fix="build it again")
+    return {part: manifests[0][part] for part in _PARTS}
+
+
+@dataclass(frozen=True)
+class _Remains:
+    """What is left of an index.
+
+    Attributes:
+        about: Settings, embedder and fusion.
+        newest: The newest revision that the pool or an intact manifest tells of.
+        vectors: By pool row, from every file of vectors that is intact and from the pool.
+        embedder_files: What a fitted embedder has learned, if it is intact.
+    """
+
+    about: Mapping[str, object]
+    newest: Revision
+    vectors: Mapping[int, NDArray[np.float32]]
+    embedder_files: Mapping[str, Sequence[files.Buffer]]
+
+    @classmethod
+    def of(cls, root: Path, pool: Pool, current: Current | None) -> _Remains:
+        about = _about(root, pool, current)
+        embedder = StoredEmbedder(dict(about["embedder"]), {})  # type: ignore[call-overload]
+        revisions = [pool.head() or Revision()]
+        vectors = pool.vectors(embedder.dim)
+        learned: Mapping[str, Sequence[files.Buffer]] = {}
+        for name in reversed(generations.generations(root)):
+            left = generations.salvage(root, name)
+            if left is None or left.manifest["embedder"] != about["embedder"]:
+                continue
+            with contextlib.suppress(IndexCorrupt):
+                pairs = zip(left.array("rows", np.int64).tolist(), left.array("vectors", np.float32), strict=True)
+                vectors |= dict(pairs)  # these have a hash of their own
+            if not learned:
+                learned = _learned(StoredEmbedder.from_generation(left))
+            revisions.append(pool_revision(left.manifest))
+        return cls(about, max(revisions, key=lambda revision: revision.number), vectors, learned)
+
+
+def _learned(stored: StoredEmbedder) -> Mapping[str, Sequence[files.Buffer]]:
+    """What a fitted embedder has learned, if all of it is there."""
+    if stored.is_latent:
+        with contextlib.suppress(EmbedderError):
+            stored.latent()
+            return stored.files
+    return {}
+
+
+def _rebuild(
+    root: Path,
+    pool: Pool,
+    revision: Revision,
+    found: _Remains,
+    given: EmbedderSource | None,
+    note: Callable[[str], None],
+    progress: Progress,
+) -> Repair:
+    settings = IndexSettings.from_manifest(found.about["settings"])
+    key = Key(settings.key)
+    known = _Known(
+        {
+            key.text(pool_row.example): found.vectors[pool_row.row]
+            for pool_row in pool.examples(revision.number)
+            if pool_row.row in found.vectors
+        }
+    )
+    about = StoredEmbedder(dict(found.about["embedder"]), found.embedder_files)  # type: ignore[call-overload]
+    fusion = Calibration.from_dict(found.about["fusion"])
+    weight: Calibration | None = fusion
+    texts = {key.text(pool_row.example) for pool_row in pool.examples(revision.number)}
+    embedder: Embedder | None = None
+    if about.is_latent and about.files:
+        embedder = about.latent()
+    elif about.is_latent or not texts <= known.vectors.keys():
+        embedder, now = load_for(key, given or about.source, pool, revision, note)
+        if now.space != about.space:
+            note(f"the embedder is not to the last bit what it was: all {len(texts):,} texts are embedded again")
+            known, weight = _Known({}), fusion if fusion.objective == "given" else None
+        about = now if now.space != about.space else replace(about, files=now.files)
+    published = publish(
+        root,
+        pool,
+        revision,
+        settings=settings,
+        embedder=lambda: _present(embedder),
+        stored_embedder=about,
+        weight=weight,
+        known=known,
+        progress=progress,
+    )
+    pool.settle(revision, published.about)
+    return Repair(published.current.generation, len(texts) - known.saved, known.saved)
+
+
+def _present(embedder: Embedder | None) -> Embedder:
+    assert embedder is not None  # it is loaded whenever a text has no vector
+    return embedder
+
+
+class _Known:
+    """Vectors by text; counts what is embedded beside them."""
+
+    def __init__(self, vectors: dict[str, NDArray[np.float32]]) -> None:
+        self.vectors = vectors
+        self.saved = 0
+
+    def get(self, text: str) -> NDArray[np.float32] | None:
+        return self.vectors.get(text)
+
+    def save(self, texts: Sequence[str], vectors: NDArray[np.float32]) -> None:
+        self.saved += len(texts)
+
+
+def _remove(root: Path, names: Sequence[str]) -> None:
+    for name in names:
+        files.remove(root / name)

@@ -1,0 +1,69 @@
+"""SQLite as this project uses it: connections that do not trust the file, and errors by their cause."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from retriever.errors import IndexCorrupt, IndexLocked, InvalidInput, StorageError
+
+_UNAVAILABLE = {
+    sqlite3.SQLITE_FULL: errno.ENOSPC,
+    sqlite3.SQLITE_IOERR: errno.EIO,
+    sqlite3.SQLITE_READONLY: errno.EROFS,
+    sqlite3.SQLITE_PERM: errno.EACCES,
+    sqlite3.SQLITE_CANTOPEN: 0,
+    sqlite3.SQLITE_NOMEM: errno.ENOMEM,
+}
+
+
+@contextlib.contextmanager
+def reported(path: Path) -> Iterator[None]:
+    """What SQLite raises, by cause.
+
+    Raises:
+        IndexCorrupt: The file is damaged, or is no database.
+        IndexLocked: Another process has kept it to itself for too long.
+        StorageError: The operating system refuses.
+        InvalidInput: The connection was closed.
+    """
+    try:
+        yield
+    except sqlite3.ProgrammingError as error:
+        raise InvalidInput(f"{path.parent} was closed: {error}", fix="open it again") from error
+    except sqlite3.DatabaseError as error:
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
+        if code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise IndexLocked(path, None) from error
+        if code & 0xFF in _UNAVAILABLE and code != sqlite3.SQLITE_IOERR_SHORT_READ:
+            reason = OSError(_UNAVAILABLE[code & 0xFF], f"SQLite says: {error}")
+            raise StorageError(path, "cannot be read or written", reason) from error
+        raise IndexCorrupt(path, f"SQLite says: {error}", fix="restore the index from a copy") from error
+
+
+def connect(path: Path, *, writable: bool) -> sqlite3.Connection:
+    """A connection in WAL mode; one that is not writable refuses to write."""
+    connection = sqlite3.connect(path, timeout=30.0, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA trusted_schema = OFF")
+    if writable:
+        connection.execute("PRAGMA journal_mode = WAL")
+        # Acknowledged means durable: the default of WAL, NORMAL, may lose the last commits with the power.
+        connection.execute("PRAGMA synchronous = FULL")
+    else:
+        connection.execute("PRAGMA query_only = ON")
+    return connection
+
+
+def connect_read_only(path: Path) -> sqlite3.Connection:
+    """For an index on a medium that cannot be written, where SQLite could not even make its shared-memory file."""
+    log = path.with_name(f"{path.name}-wal")
+    if log.exists() and log.stat().st_size:
+        raise InvalidInput(
+            f"{log} holds changes that are not in {path.name} yet, and {path.parent} cannot be written",
+            fix="open the index once where it can be written",
+        )
+    uri = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
+    return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
