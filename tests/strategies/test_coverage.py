@@ -132,6 +132,13 @@ def test_against_names_the_member_that_covers_most_of_the_pick():
     assert chosen.against.tolist() == [-1, -1, 1]
 
 
+def test_of_members_that_cover_a_part_alike_the_earlier_holds_it():
+    names = [{"a", "b"}, {"a", "c"}, {"a", "d"}]
+    chosen = coverage(named_aspects(names), np.zeros(3), 3)
+    assert chosen.places.tolist() == [0, 1, 2]
+    assert chosen.against.tolist() == [-1, 0, 0]
+
+
 def test_each_new_cover_starts_with_the_best_that_remains():
     aspects = Aspects(np.array([[0.5], [1.0], [0.75]]), np.ones(1))
     assert coverage(aspects, np.zeros(3), 3, relevance_weight=0.0).places.tolist() == [1, 2, 0]

@@ -103,6 +103,14 @@ def test_a_second_direction_of_the_query_beats_a_copy_of_the_first():
     assert chosen.against.tolist() == [-1, -1, 0]
 
 
+def test_an_opposite_counts_as_explained():
+    # Given (1, 0), of (-.8, .6) the share .64 / 1.25 is explained, though with a negative sign; of (0, 1) nothing.
+    rows = np.array([[1, 0], [-0.8, 0.6], [0, 1]], dtype=np.float32)
+    chosen = sift(rows[0], rows, 3, noise=0.25)
+    assert chosen.places.tolist() == [0, 1, 2]
+    assert chosen.against.tolist() == [-1, 0, 1]
+
+
 @some
 @given(queries, matrices(), wanted, noises)
 def test_the_remaining_variance_never_rises_and_is_never_negative(query, matrix, k, noise):
