@@ -21,6 +21,9 @@ class Demonstration:
         score: What it was ranked by: the fused score, or the channel's own score in a single-channel mode.
         channels: Cosine (`dense`), BM25 (`lexical`) and `fused`; a channel that had nothing to say is left out.
         origin: How it came in: `fixed`, or the name of the strategy.
+        gain: What it was worth to the strategy at the moment it was chosen; None where the strategy weighs nothing.
+        against: The id of the earlier choice that it was most traded against; None for none.
+        shared: Whether it belongs to the block that all queries share.
     """
 
     example: Example
@@ -28,6 +31,9 @@ class Demonstration:
     score: float
     channels: Mapping[str, float]
     origin: str
+    gain: float | None = None
+    against: str | None = None
+    shared: bool = False
 
     def to_dict(self) -> dict[str, Json]:
         """For JSON output."""
@@ -37,6 +43,9 @@ class Demonstration:
             "score": self.score,
             "channels": dict(self.channels),
             "origin": self.origin,
+            "gain": self.gain,
+            "against": self.against,
+            "shared": self.shared,
             "example": self.example.to_dict(),
         }
 
@@ -67,6 +76,8 @@ class Selection:
         generation: The generation of the index that answered, such as `gen-000007`.
         revision: The revision of the pool that was seen.
         notes: What a reader should know, such as a channel that had nothing to say.
+        confidence: The share of the query's variance that the demonstrations explain, 0 to 1, where the strategy tells
+            (`sift`).
     """
 
     query: Example
@@ -77,6 +88,7 @@ class Selection:
     generation: str
     revision: int
     notes: tuple[str, ...] = field(default=())
+    confidence: float | None = None
 
     def __len__(self) -> int:
         return len(self.demonstrations)
@@ -109,6 +121,7 @@ class Selection:
             "generation": self.generation,
             "revision": self.revision,
             "notes": list(self.notes),
+            "confidence": self.confidence,
         }
 
 

@@ -12,8 +12,10 @@ exported record. A section that is left out has its defaults.
     where = 'language == "en" and priority <= 2'
     match = ["task"]           # the example's value must be the query's
     [select]
-    strategy = "top"           # top | random | fixed
+    strategy = "mmr"           # top, random, fixed, mmr, dpp, sift, coverage, balanced, cluster, complexity
     k = 8
+    candidates = 100           # how many of the most relevant it looks at
+    options = {weight = 0.5}   # the strategy's own settings
     [order]
     by = "best-last"           # best-last | best-first | edges | random
     [budget]
@@ -23,11 +25,9 @@ exported record. A section that is left out has its defaults.
 from __future__ import annotations
 
 import tomllib
-import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from functools import cache
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -36,7 +36,8 @@ from retriever.errors import InvalidInput
 from retriever.example import Json
 from retriever.ranking.guard import LEVELS, Guard
 from retriever.ranking.order import ORDERS
-from retriever.ranking.strategies import STRATEGIES
+from retriever.ranking.strategies import strategy, strategy_names
+from retriever.ranking.typed import section
 
 Where: TypeAlias = "str | Mapping[str, Json] | None"
 
@@ -57,6 +58,8 @@ class Options(typing.TypedDict, total=False):
     k: int
     seed: int
     fixed: Sequence[str]
+    candidates: int
+    options: Mapping[str, Json]
     order: str
     tokens: int | None
     reserve: int
@@ -77,6 +80,8 @@ _KEY_OF_OPTION = {
     "k": ("select", "k"),
     "seed": ("select", "seed"),
     "fixed": ("select", "fixed"),
+    "candidates": ("select", "candidates"),
+    "options": ("select", "options"),
     "order": ("order", "by"),
     "tokens": ("budget", "tokens"),
     "reserve": ("budget", "reserve"),
@@ -119,20 +124,73 @@ class Filter:
 
 
 @dataclass(frozen=True)
-class Select:
-    """How the k demonstrations are chosen.
+class Part:
+    """Some of the demonstrations, chosen in a way of their own.
 
     Attributes:
-        strategy: `top`, `random` or `fixed`.
+        strategy: The name of a strategy.
         k: How many, at most.
-        seed: For `random`.
-        fixed: Ids that come first, in this order; the strategy chooses the rest (`fixed` chooses none).
+        options: The strategy's own settings.
+        shared: Whether they are chosen once, for all queries, and stand first in every prompt, so that the beginning of
+            the prompt is the same and a language model's cache serves it. The strategy must do without a query.
+    """
+
+    strategy: str = "top"
+    k: int = 1
+    options: Mapping[str, Json] = field(default_factory=dict)
+    shared: bool = False
+
+    def settings(self, name: str = "select") -> object:
+        """The strategy's settings, defaults filled in.
+
+        Raises:
+            InvalidInput: An unknown strategy or setting, or a value that cannot be used.
+        """
+        return section(strategy(self.strategy).options, self.options, f"{name}.options")
+
+    def filled(self) -> Part:
+        """The same with the default of every setting that was left out."""
+        return replace(self, options={k: _plain(v) for k, v in asdict(self.settings()).items()})  # type: ignore[call-overload]
+
+
+@dataclass(frozen=True)
+class Select:
+    """How the k demonstrations are chosen: `fixed` and each of `parts` first, then the strategy fills up to k.
+
+    Attributes:
+        strategy: The name of a strategy; `fixed` fills up with none.
+        k: How many, at most, altogether.
+        seed: For what is random.
+        fixed: Ids that come first, in this order.
+        candidates: How many of the most relevant examples a strategy that weighs them against each other looks at.
+        options: The strategy's own settings.
+        parts: Further parts, chosen before what the strategy fills up.
     """
 
     strategy: str = "top"
     k: int = 8
     seed: int = 0
     fixed: tuple[str, ...] = ()
+    candidates: int = 100
+    options: Mapping[str, Json] = field(default_factory=dict)
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def last(self) -> Part:
+        """The part that fills up to k."""
+        return Part(self.strategy, self.k, self.options)
+
+    @property
+    def plan(self) -> tuple[Part, ...]:
+        """All parts in the order in which they choose: shared ones, `fixed`, the other ones, the last."""
+        shared = [part for part in self.parts if part.shared]
+        others = [part for part in self.parts if not part.shared]
+        fixed = [Part("fixed", len(self.fixed), {"ids": list(self.fixed)})] if self.fixed else []
+        return (*shared, *fixed, *others, self.last)
+
+    def filled(self) -> Select:
+        """The same with the default of every setting that was left out."""
+        return replace(self, options=self.last.filled().options, parts=tuple(part.filled() for part in self.parts))
 
 
 @dataclass(frozen=True)
@@ -191,12 +249,17 @@ class Recipe:
         _one_of("retrieve.mode", self.retrieve.mode, MODES)
         _one_of("retrieve.rule", self.retrieve.rule, RULES)
         _one_of("guard.level", self.guard.level, LEVELS)
-        _one_of("select.strategy", self.select.strategy, tuple(STRATEGIES))
+        for number, part in enumerate(self.select.plan):
+            _check_part(part, "select" if number == len(self.select.parts) else f"select.parts[{number}]")
+        if [part.shared for part in self.select.parts] != sorted((p.shared for p in self.select.parts), reverse=True):
+            raise InvalidInput(
+                "a shared part after one that is not", expected="shared parts first: they are the prefix"
+            )
+        _within("select.candidates", self.select.candidates, 1, 100_000)
         _one_of("order.by", self.order.by, tuple(ORDERS))
         _within("retrieve.weight", self.retrieve.weight, 0, 1)
         _within("retrieve.rrf_k", self.retrieve.rrf_k, 1, 1_000_000)
         _within("guard.threshold", self.guard.threshold, 0, 1)
-        _within("select.k", self.select.k, 0, MAX_K)
 
     @classmethod
     def of(cls, source: Recipe | Mapping[str, Json] | str | Path | None) -> Recipe:
@@ -226,11 +289,13 @@ class Recipe:
             InvalidInput: An unknown option, or a value of the wrong type or out of range.
         """
         sections: dict[str, dict[str, object]] = {name: dict(values) for name, values in asdict(self).items()}
+        if options.get("strategy", self.select.strategy) != self.select.strategy:
+            sections["select"]["options"] = {}  # those of another strategy mean nothing to this one
         for name, value in options.items():
             if name not in _KEY_OF_OPTION:
                 raise InvalidInput(f"option {name!r}", expected=f"one of {', '.join(_KEY_OF_OPTION)}")
-            section, key = _KEY_OF_OPTION[name]
-            sections[section][key] = value
+            where, key = _KEY_OF_OPTION[name]
+            sections[where][key] = value
         if "seed" in options:
             sections["order"]["seed"] = options["seed"]
         return _from_mapping(sections)
@@ -241,7 +306,20 @@ class Recipe:
 
 
 def _plain(value: object) -> Json:
-    return list(value) if isinstance(value, tuple) else value  # type: ignore[return-value]
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return value  # type: ignore[return-value]
+
+
+def _check_part(part: Part, name: str) -> None:
+    _one_of(f"{name}.strategy", part.strategy, strategy_names())
+    _within(f"{name}.k", part.k, 0, MAX_K)
+    part.settings(name)
+    if part.shared and not strategy(part.strategy).blind:
+        blind = [other for other in strategy_names() if strategy(other).blind]
+        raise InvalidInput(f"{name}: {part.strategy} for all queries at once", expected=f"one of {', '.join(blind)}")
 
 
 def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -263,36 +341,5 @@ def _from_mapping(source: Mapping[str, object]) -> Recipe:
     for name, values in source.items():
         if not isinstance(values, Mapping):
             raise InvalidInput(f"recipe section {name!r} is {values!r}", expected="a table of keys")
-        made[name] = _section(sections[name], values, name)  # type: ignore[arg-type]
+        made[name] = section(sections[name], values, name)  # type: ignore[arg-type]
     return Recipe(**made)  # type: ignore[arg-type]
-
-
-@cache
-def _types(section: str) -> Mapping[str, object]:
-    """The declared types of a section's keys; working them out costs more than a selection's bookkeeping."""
-    return typing.get_type_hints(next(f.default_factory for f in fields(Recipe) if f.name == section))
-
-
-def _section(kind: type[object], values: Mapping[str, object], name: str) -> object:
-    """One section from its keys, each checked against the type that the dataclass declares."""
-    types_of = _types(name)
-    unknown = sorted(set(values) - set(types_of))
-    if unknown:
-        raise InvalidInput(f"recipe key {name}.{unknown[0]}", expected=f"one of {', '.join(types_of)}")
-    return kind(**{key: _typed(value, types_of[key], f"{name}.{key}") for key, value in values.items()})
-
-
-def _typed(value: object, wanted: object, key: str) -> object:
-    """The value, with a list made a tuple and a whole number a float where that is what is declared."""
-    options = typing.get_args(wanted) if isinstance(wanted, types.UnionType | typing._UnionGenericAlias) else (wanted,)  # type: ignore[attr-defined]
-    for option in options:
-        origin = typing.get_origin(option) or option
-        if origin is tuple and isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
-            return tuple(value)
-        if origin is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        if isinstance(origin, type) and isinstance(value, origin) and not (origin is int and isinstance(value, bool)):
-            return value
-    raise InvalidInput(
-        f"{key} = {value!r}", expected=str(getattr(wanted, "__name__", wanted)).replace("NoneType", "none")
-    )

@@ -16,9 +16,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 from retriever.errors import InvalidInput
+from retriever.ranking.strategies.base import Candidates, Strategy
 from retriever.ranking.strategies.picks import NONE, Picks, Reals, check_relevance, picks
 
 Mode: TypeAlias = Literal["soft", "strict", "round-robin"]
@@ -138,3 +140,22 @@ def _against(labels: _Labels, chosen: Sequence[int]) -> list[int]:
         for label in labels[place]:
             first.setdefault(label, step)
     return against
+
+
+@dataclass(frozen=True)
+class BalancedOptions:
+    """See `balanced`."""
+
+    mode: Mode = "soft"
+    quotas: Mapping[str, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.quotas is not None and min(self.quotas.values(), default=0) < 0:
+            raise InvalidInput(f"quotas {dict(self.quotas)}", expected="numbers from 0")
+
+
+def _pick(candidates: Candidates, k: int, options: BalancedOptions) -> Picks:
+    return balanced(candidates.labels, candidates.relevance, k, mode=options.mode, quotas=options.quotas)
+
+
+BALANCED = Strategy(pick=_pick, options=BalancedOptions)

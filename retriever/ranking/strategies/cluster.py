@@ -8,12 +8,14 @@ The result depends on the vectors, their order and the seed alone; see `kmeans`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retriever.errors import InvalidInput
-from retriever.ranking.strategies.complexity import steps
+from retriever.ranking.strategies.base import Candidates, Strategy
+from retriever.ranking.strategies.complexity import complexities_of, steps
 from retriever.ranking.strategies.exact import exact_vectors
 from retriever.ranking.strategies.kmeans import Clusters, kmeans
 from retriever.ranking.strategies.picks import NONE, Picks, Reals, check_k, check_range, first_best, picks
@@ -100,3 +102,43 @@ def _in_rounds(parts: Clusters, preferred: NDArray[np.bool_], count: int) -> lis
                     chosen.append(first_best(np.where(mine, -parts.distances, -np.inf)))
                     free[chosen[-1]] = False
     return chosen
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """See `cluster`.
+
+    Attributes:
+        clusters: How many; None for k.
+        seed: Seeds the clustering.
+        simple: Whether examples that are short and simple are preferred (Auto-CoT).
+        by_complexity: Whether the picks are sorted by complexity (KQG-CoT+).
+    """
+
+    clusters: int | None = None
+    seed: int = 0
+    simple: bool = False
+    by_complexity: bool = False
+
+    def __post_init__(self) -> None:
+        check_range("seed", self.seed, 0, 2**128 - 1)
+        if self.clusters is not None:
+            check_range("clusters", self.clusters, 1, 1_000_000)
+
+
+def _pick(candidates: Candidates, k: int, options: ClusterOptions) -> Picks:
+    eligible = None
+    if options.simple:
+        examples = candidates.examples
+        eligible = simple([one.input_text for one in examples], [one.rationale for one in examples])
+    return cluster(
+        candidates.vectors,
+        k,
+        clusters=options.clusters,
+        seed=options.seed,
+        eligible=eligible,
+        complexities=complexities_of(candidates.examples) if options.by_complexity else None,
+    )
+
+
+CLUSTER = Strategy(pick=_pick, options=ClusterOptions, blind=True)

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from retriever.errors import InvalidInput
+from retriever.example import Example
+from retriever.ranking.strategies.base import Candidates, Strategy
 from retriever.ranking.strategies.picks import (
     NONE,
     Picks,
@@ -87,3 +90,25 @@ def complexity(relevance: Reals, complexities: Reals, k: int, *, weight: float =
         places.append(first_best(left))
         left[places[-1]] = -np.inf
     return picks(places, value[places].tolist(), [NONE] * len(places))
+
+
+@dataclass(frozen=True)
+class ComplexityOptions:
+    """See `complexity`."""
+
+    weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_range("weight", self.weight, 0.0, 1.0)
+
+
+def complexities_of(examples: Sequence[Example]) -> Reals:
+    """How complex each example is; see `complexities`."""
+    return complexities([example.rationale for example in examples], [example.input_text for example in examples])
+
+
+def _pick(candidates: Candidates, k: int, options: ComplexityOptions) -> Picks:
+    return complexity(candidates.relevance, complexities_of(candidates.examples), k, weight=options.weight)
+
+
+COMPLEXITY = Strategy(pick=_pick, options=ComplexityOptions)

@@ -16,11 +16,17 @@ of the parts. Cost is O(entries · k), entries being the pairs of a candidate an
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from retriever.ranking.strategies.aspects import Aspects
+from retriever.errors import InvalidInput
+from retriever.example import Example
+from retriever.ranking.strategies.aspects import Aspects, named_aspects, term_aspects
+from retriever.ranking.strategies.base import Candidates, Strategy
 from retriever.ranking.strategies.picks import (
     NONE,
     Integers,
@@ -136,3 +142,60 @@ class _Cover:
     def _of(self, place: int) -> tuple[Integers, Reals]:
         mine = slice(self._starts[place], self._starts[place + 1])
         return self._part[mine], self._values[mine]
+
+
+@dataclass(frozen=True)
+class CoverageOptions:
+    """See `coverage`.
+
+    Attributes:
+        of: What has parts: `terms` (n-grams of the key text) or `field` (the values of a field of the query).
+        longest: The longest n-gram.
+        field: For `field`: a field that holds a text or a list of texts, such as entity types.
+        relevance_weight: What relevance counts against coverage.
+    """
+
+    of: Literal["terms", "field"] = "terms"
+    longest: int = 4
+    field: str | None = None
+    relevance_weight: float = 0.2
+
+    def __post_init__(self) -> None:
+        check_range("longest", self.longest, 1, 1000)
+        check_range("relevance_weight", self.relevance_weight, 0.0, 1e6)
+        if (self.of == "field") != (self.field is not None):
+            raise InvalidInput(
+                f"coverage of {self.of!r}, field {self.field!r}", expected="a field for of = 'field' alone"
+            )
+
+
+def _pick(candidates: Candidates, k: int, options: CoverageOptions) -> Picks:
+    aspects = (
+        _term_aspects(candidates, options.longest)
+        if options.field is None
+        else _field_aspects(candidates, options.field)
+    )
+    return coverage(aspects, candidates.relevance, k, relevance_weight=options.relevance_weight, scaling="min-max")
+
+
+def _term_aspects(candidates: Candidates, longest: int) -> Aspects:
+    numbers: dict[str, int] = {}
+    query = np.array([numbers.setdefault(term, len(numbers)) for term in candidates.reader.query_terms], dtype=np.int64)
+    # Terms that the query does not have are all one: none of them is looked for.
+    terms = [numbers.get(term, len(numbers)) for one in candidates.terms for term in one]
+    offsets = np.cumsum([0, *map(len, candidates.terms)])
+    return term_aspects(query, np.array(terms, dtype=np.int64), offsets, longest=longest)
+
+
+def _field_aspects(candidates: Candidates, field: str) -> Aspects:
+    wanted = dict.fromkeys(_values(candidates.reader.query, field), 1.0)
+    return named_aspects([_values(example, field) for example in candidates.examples], wanted or None)
+
+
+def _values(example: Example, field: str) -> tuple[str, ...]:
+    value = example.value(field)
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    return tuple(sorted({one if isinstance(one, str) else json.dumps(one, sort_keys=True) for one in values}))
+
+
+COVERAGE = Strategy(pick=_pick, options=CoverageOptions)

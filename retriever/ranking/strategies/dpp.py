@@ -17,10 +17,13 @@ The kernel is exact (see `exact`), its conditioning elementwise, so the picks do
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from retriever.errors import InvalidInput
+from retriever.ranking.strategies.base import Candidates, Strategy
 from retriever.ranking.strategies.conditioning import Conditioned
 from retriever.ranking.strategies.exact import exact_vectors
 from retriever.ranking.strategies.picks import (
@@ -86,3 +89,23 @@ def _greedy(grid: Reals, squares: Reals, value: Reals, count: int) -> tuple[Cond
         variance -= row * row
         gains.append(float(gain[place]))
     return conditioned, gains
+
+
+@dataclass(frozen=True)
+class DppOptions:
+    """See `dpp`."""
+
+    scale: float = 0.1
+    scaling: Scaling = "raw"
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.scale < np.inf:
+            raise InvalidInput(f"scale = {self.scale}", expected="a number above 0")
+
+
+def _pick(candidates: Candidates, k: int, options: DppOptions) -> Picks:
+    relevance, scaling = candidates.on_one_scale(options.scaling)
+    return dpp(relevance, candidates.vectors, k, scale=options.scale, scaling=scaling)
+
+
+DPP = Strategy(pick=_pick, options=DppOptions)

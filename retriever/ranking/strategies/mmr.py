@@ -13,9 +13,12 @@ the picks do not depend on threads.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
+from retriever.ranking.strategies.base import Candidates, Strategy
 from retriever.ranking.strategies.exact import exact_vectors
 from retriever.ranking.strategies.picks import (
     NONE,
@@ -70,3 +73,22 @@ def mmr(
         gain = weight * value - (1.0 - weight) * likest
         gain[places] = -np.inf
     return picks(places, gains, against)
+
+
+@dataclass(frozen=True)
+class MmrOptions:
+    """See `mmr`."""
+
+    weight: float = 0.5
+    scaling: Scaling = "raw"
+
+    def __post_init__(self) -> None:
+        check_range("weight", self.weight, 0.0, 1.0)
+
+
+def _pick(candidates: Candidates, k: int, options: MmrOptions) -> Picks:
+    relevance, scaling = candidates.on_one_scale(options.scaling)
+    return mmr(relevance, candidates.vectors, k, weight=options.weight, scaling=scaling)
+
+
+MMR = Strategy(pick=_pick, options=MmrOptions)

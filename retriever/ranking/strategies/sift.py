@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retriever.errors import InvalidInput
+from retriever.ranking.strategies.base import Candidates, Strategy
 from retriever.ranking.strategies.conditioning import Conditioned
 from retriever.ranking.strategies.exact import exact_vectors
 from retriever.ranking.strategies.picks import Picks, Reals, check_k, check_range, first_best, picks
@@ -132,3 +133,26 @@ def _greedy(
         gains.append(gained)
         remaining -= gained
     return conditioned, gains
+
+
+@dataclass(frozen=True)
+class SiftOptions(Stop):
+    """See `sift` and `Stop`.
+
+    Attributes:
+        noise: Variance of an observation.
+    """
+
+    noise: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 < self.noise < np.inf:
+            raise InvalidInput(f"noise = {self.noise}", expected="a number above 0")
+
+
+def _pick(candidates: Candidates, k: int, options: SiftOptions) -> Sifted:
+    return sift(candidates.reader.query_vector, candidates.vectors, k, noise=options.noise, stop=options)
+
+
+SIFT = Strategy(pick=_pick, options=SiftOptions)
