@@ -249,12 +249,9 @@ class Recipe:
         _one_of("retrieve.mode", self.retrieve.mode, MODES)
         _one_of("retrieve.rule", self.retrieve.rule, RULES)
         _one_of("guard.level", self.guard.level, LEVELS)
-        for number, part in enumerate(self.select.plan):
-            _check_part(part, "select" if number == len(self.select.parts) else f"select.parts[{number}]")
-        if [part.shared for part in self.select.parts] != sorted((p.shared for p in self.select.parts), reverse=True):
-            raise InvalidInput(
-                "a shared part after one that is not", expected="shared parts first: they are the prefix"
-            )
+        _check_part(self.select.last, "select")
+        for number, part in enumerate(self.select.parts):
+            _check_part(part, f"select.parts[{number}]")
         _within("select.candidates", self.select.candidates, 1, 100_000)
         _one_of("order.by", self.order.by, tuple(ORDERS))
         _within("retrieve.weight", self.retrieve.weight, 0, 1)
