@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 
 from retriever.ranking.order import ORDERS
 from retriever.ranking.seeding import permutation
-from retriever.ranking.strategies import STRATEGIES
+from retriever.ranking.strategies import STRATEGIES, strategy_names
 from retriever.ranking.strategies.base import Candidates
+from retriever.ranking.strategies.random import shares
 
 counts = st.integers(0, 40)
 GOLDEN = {
@@ -95,24 +97,43 @@ def test_permutations_differ_by_seed_query_and_purpose_and_treat_all_places_alik
     assert (abs(firsts - 500) < 100).all()  # over five standard deviations
 
 
+NAMES = ["top", "random", "fixed", "mmr", "dpp", "sift", "coverage", "balanced", "cluster", "complexity"]
+
+
 def test_the_strategies_have_these_names():
-    assert list(STRATEGIES) == ["top", "random", "fixed"]
+    assert list(STRATEGIES) == NAMES
+    assert list(strategy_names())[: len(NAMES)] == NAMES
 
 
-@given(st.sampled_from(["top", "random"]), st.integers(0, 12), st.integers(0, 15))
-def test_top_and_random_take_the_first_k_of_the_candidates(name, count, k):
-    candidates = Candidates(np.arange(count)[::-1].copy(), np.linspace(1, 0, count))
+@given(st.sampled_from(["top", "random", "fixed"]), st.integers(0, 12), st.integers(0, 15))
+def test_top_random_and_fixed_take_the_first_k_of_the_candidates(name, count, k):
+    strategy = STRATEGIES[name]
+    candidates = Candidates(np.arange(count)[::-1].copy(), np.linspace(1, 0, count), reader=None)
     assert len(candidates) == count
-    places = STRATEGIES[name].pick(candidates, k)
-    assert places.tolist() == list(range(min(k, count)))
-    assert STRATEGIES[name].depth(k) == k
+    assert strategy.pick(candidates, k, strategy.options()).places.tolist() == list(range(min(k, count)))
+    assert strategy.depth(k, 100, strategy.options()) == k
 
 
-@given(st.integers(0, 12), st.integers(0, 15))
-def test_fixed_takes_no_candidate_and_looks_at_none(count, k):
-    assert len(STRATEGIES["fixed"].pick(Candidates(np.arange(count), np.zeros(count)), k)) == 0
-    assert STRATEGIES["fixed"].depth(k) == 0
+def test_only_random_sees_its_candidates_shuffled_by_query_or_for_all_alike():
+    assert [name for name, one in STRATEGIES.items() if one.shuffled_by(one.options(), "q") is not None] == ["random"]
+    random = STRATEGIES["random"]
+    assert random.shuffled_by(random.options(), "q") == "q"
+    assert random.shuffled_by(random.options(static=True), "q") == ""
 
 
-def test_only_random_sees_its_candidates_shuffled():
-    assert [name for name, strategy in STRATEGIES.items() if strategy.shuffled] == ["random"]
+@given(st.dictionaries(st.text(max_size=3), st.integers(1, 20), min_size=1), st.data())
+def test_shares_are_within_one_of_the_exact_share_and_sum_to_k(sizes, data):
+    total = sum(sizes.values())
+    k = data.draw(st.integers(0, total))
+    given_ = shares(Counter(sizes), k)
+    assert sum(given_.values()) == k
+    for name, size in sizes.items():
+        assert abs(given_[name] - size * k / total) < 1
+        assert given_[name] <= size
+
+
+def test_shares_go_to_the_largest_remainders_and_equal_ones_by_name():
+    # 10 · (5, 3, 2) / 10 = 5, 3, 2 exactly; of 4: 2.0, 1.2, 0.8, so the last one is rounded up.
+    assert shares(Counter(a=5, b=3, c=2), 10) == Counter(a=5, b=3, c=2)
+    assert shares(Counter(a=5, b=3, c=2), 4) == Counter(a=2, b=1, c=1)
+    assert shares(Counter(b=1, a=1), 1) == Counter(a=1)

@@ -107,7 +107,8 @@ def rank(
             open_variance = float(picked.remaining[-1])
         choices += _choices(picked, rows, part)
     chosen = np.array([choice.row for choice in choices], dtype=np.int64)
-    # The guard may have met a copy of the query after the first parts chose; the scores are those without it.
+    # A copy of the query that the guard meets must not set the scale, wherever it stands and whoever chose.
+    guarded.first(0, None)
     return Ranked(tuple(choices), index.describe(guarded.scores, chosen, fusion), guarded.blocked, open_variance)
 
 
