@@ -37,7 +37,7 @@ from retriever.options import (
 from retriever.terminal import amount, columns, inert_json, printable, printable_lines, progress, table
 
 if TYPE_CHECKING:
-    from retriever import BadRow, Fields, Retriever, Selection
+    from retriever import BadRow, Demonstration, Fields, Retriever, Selection
     from retriever.example import Json
     from retriever.plan import BuildPlan
     from retriever.repair import Repair
@@ -307,6 +307,7 @@ def _show_selection(selection: Selection, *, explain: bool) -> None:
                 "score": f"{d.score:.3f}",
                 "dense": _number(d.channels, "dense"),
                 "lexical": _number(d.channels, "lexical"),
+                **({"by": d.origin, "gain": _gain(d), "against": _against(d)} if explain else {}),
                 "id": printable(d.example.id, width=24),
                 "example": f"{d.example.input_text} → {d.example.output_text}",
             }
@@ -326,6 +327,14 @@ def _show_selection(selection: Selection, *, explain: bool) -> None:
     )
     for dropped in selection.dropped:
         typer.echo(f"left out: {printable(dropped.id)}: {printable(dropped.reason)}")
+
+
+def _gain(demonstration: Demonstration) -> str:
+    return "–" if demonstration.gain is None else f"{demonstration.gain:.3f}"
+
+
+def _against(demonstration: Demonstration) -> str:
+    return "–" if demonstration.against is None else printable(demonstration.against, width=12)
 
 
 def _number(channels: Mapping[str, float], name: str) -> str:
@@ -711,6 +720,73 @@ def demo(
     _show_selection(selection, explain=True)
     typer.echo("\nThe prompt (best demonstration last, next to the query):\n")
     typer.echo(printable_lines(text))
+
+
+recipes = typer.Typer(name="recipe", help="Show and check recipes.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(recipes)
+
+
+@recipes.command(name="show")
+@_reported
+@with_options(recipe={**RECIPE, **BUDGET})
+def recipe_show(
+    recipe_file: RecipeFile = None,  # type: ignore[valid-type]
+    json_output: Annotated[bool, typer.Option("--json", help="JSON instead of TOML.")] = False,
+    *,
+    recipe: Mapping[str, object],
+) -> None:
+    """Print a recipe with every default filled in.
+
+    \b
+    retriever recipe show --strategy mmr -k 4 > mmr.toml
+    retriever recipe show --recipe mmr.toml --option weight=0.7
+    """
+    from retriever import Recipe
+
+    shown = Recipe.of(recipe_file).with_options(recipe_options(recipe)).filled()
+    if json_output:
+        _emit(shown.to_dict())
+    else:
+        typer.echo(shown.to_toml(), nl=False)
+
+
+@recipes.command(name="check", no_args_is_help=True)
+@_reported
+def recipe_check(
+    file: Annotated[Path, typer.Argument(help="A recipe as TOML.", show_default=False)],
+) -> None:
+    """Check a recipe; exit 2 names the key at fault.
+
+    \b
+    retriever recipe check mmr.toml
+    retriever recipe check mmr.toml && echo good
+    """
+    from retriever import Recipe
+
+    Recipe.of(file)
+    typer.echo(f"{file} is a recipe")
+
+
+@recipes.command(name="list")
+@_reported
+def recipe_list(json_output: JsonFlag = False) -> None:
+    """List the strategies and their settings.
+
+    \b
+    retriever recipe list
+    retriever recipe list --json
+    """
+    from retriever.ranking.strategies import strategy, strategy_names
+
+    found = {name: asdict(strategy(name).options()) for name in strategy_names()}
+    if _wants_json(json_output):
+        _emit(found)
+        return
+    rows = [
+        {"strategy": name, "options": ", ".join(f"{k}={json.dumps(v)}" for k, v in settings.items()) or "none"}
+        for name, settings in found.items()
+    ]
+    typer.echo(table(rows))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

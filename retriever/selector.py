@@ -96,7 +96,7 @@ class Selector:
         """The recipe with the calibrated weight and every default filled in, so that what is stored says all."""
         if recipe.retrieve.weight is None:
             recipe = recipe.with_options({"weight": self.snapshot.base.weight})
-        return replace(recipe, select=recipe.select.filled())
+        return recipe.filled()
 
     def _vectors(
         self,

@@ -301,6 +301,20 @@ class Recipe:
         """The recipe as plain data; `Recipe.of` gives it back."""
         return {name: {k: _plain(v) for k, v in section.items()} for name, section in asdict(self).items()}
 
+    def filled(self) -> Recipe:
+        """The same with the default of every strategy's settings that were left out."""
+        return replace(self, select=self.select.filled())
+
+    def to_toml(self) -> str:
+        """The recipe as a TOML file, which `Recipe.of` reads; what is None is left out, as TOML has no word for it."""
+        import tomli_w
+
+        return str(tomli_w.dumps(_without_none(self.to_dict())))
+
+
+def _without_none(value: Mapping[str, Json]) -> dict[str, Json]:
+    return {k: _without_none(v) if isinstance(v, Mapping) else v for k, v in value.items() if v is not None}
+
 
 def _plain(value: object) -> Json:
     if isinstance(value, tuple | list):
