@@ -34,7 +34,7 @@ from retriever.options import (
     size,
     with_options,
 )
-from retriever.terminal import amount, columns, inert_json, printable, printable_lines, progress, table
+from retriever.terminal import amount, columns, inert_json, printable, printable_lines, progress, say, table
 
 if TYPE_CHECKING:
     from retriever import BadRow, Demonstration, Fields, Retriever, Selection
@@ -68,7 +68,7 @@ _state = {"debug": False}
 
 
 def _note(line: str) -> None:
-    typer.echo(f"note: {printable(line)}", err=True)
+    say(f"note: {printable(line)}")
 
 
 def _emit(value: object) -> None:
@@ -242,7 +242,7 @@ def build(
 
 def _show_plan(plan: BuildPlan) -> None:
     memory, disk = amount(plan.memory_bytes), amount(plan.disk_bytes)
-    typer.echo(f"{plan.examples:,} examples: about {memory} of memory beside the model, {disk} on the disk", err=True)
+    say(f"{plan.examples:,} examples: about {memory} of memory beside the model, {disk} on the disk")
 
 
 def _at(info: Mapping[str, Json], section: str, name: str) -> Json:
@@ -262,7 +262,7 @@ class _BadRows:
     def __call__(self, row: BadRow) -> None:
         self.count += 1
         if self.count <= self.shown:
-            typer.echo(f"set aside: {printable(str(row))}", err=True)
+            say(f"set aside: {printable(str(row))}")
 
     def report(self) -> None:
         if self.count:

@@ -15,7 +15,8 @@ _MAX_HEADER_BYTES = 4096
 _PREFIX_BYTES = 10
 # NumPy's own reader compiles the header as Python source; nothing that lies on a disk is compiled here.
 _HEADER = re.compile(
-    rb"\x93NUMPY\x01\x00(..)\{'descr': '([<|][fiu][1248])', 'fortran_order': False, 'shape': \(([0-9, ]*)\), \} *\n",
+    rb"\x93NUMPY\x01\x00(..)\{'descr': '([<|](?:[iu][1248]|f[248]))', "
+    rb"'fortran_order': False, 'shape': \(([0-9, ]*)\), \} *\n",
     re.DOTALL,
 )
 

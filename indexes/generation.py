@@ -383,8 +383,14 @@ def _number_of(name: str) -> int:
 
 
 def generations(root: Path) -> list[str]:
-    """The names of the published generations, oldest first."""
+    """The names of all generations, oldest first."""
     return sorted((name for name in files.list_directory(root) if _NAME.fullmatch(name)), key=_number_of)
+
+
+def published(root: Path, current: Current | None) -> list[str]:
+    """The names of the generations up to the current one, oldest first: later ones were never published."""
+    names = generations(root)
+    return names if current is None else [n for n in names if _number_of(n) <= _number_of(current.generation)]
 
 
 def previous(root: Path, current: Current) -> str | None:

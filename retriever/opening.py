@@ -24,12 +24,27 @@ def open_pool(root: Path) -> Pool:
     """The pool of an index, for reading.
 
     Raises:
-        IndexMissing: There is no index.
+        IndexMissing: There is no index, or its first build has not come far.
         IndexCorrupt: There is one, but its pool is missing or damaged.
     """
-    if not pool_path(root).exists() and not (root / "CURRENT").exists() and not generations.generations(root):
+    published = (root / "CURRENT").exists() or bool(generations.generations(root))
+    if not published and not pool_path(root).exists():
         raise IndexMissing(root)
-    return Pool(pool_path(root))
+    try:
+        return Pool(pool_path(root))
+    except IndexCorrupt:
+        if published:
+            raise
+        # A first build that is just making its tables, or was killed while it did.
+        raise _unfinished(root) from None
+
+
+def _unfinished(root: Path) -> IndexMissing:
+    return IndexMissing(
+        root,
+        seen=f"{root} holds the beginning of an index: its build did not finish",
+        fix="run the same build again, it goes on where it stopped",
+    )
 
 
 def read_current(root: Path, pool: Pool) -> Current | None:
@@ -67,11 +82,7 @@ def open_snapshot(root: Path, pool: Pool, *, verify: bool, note: Callable[[str],
         except IndexCorrupt as damage:
             return _substitute(root, pool, damage, None, pool.head(), verify=verify, note=note)
         if current is None:
-            raise IndexMissing(
-                root,
-                seen=f"{root} holds the beginning of an index: its build did not finish",
-                fix="run the same build again, it goes on where it stopped",
-            )
+            raise _unfinished(root)
         newest = Revision(current.revision, current.chain)
         try:
             view = _view(generations.open_current(root, current, verify=verify), pool, verify=verify)

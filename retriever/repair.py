@@ -98,10 +98,13 @@ def _readable(root: Path, pool: Pool) -> Current | None:
         return None
 
 
-def _manifests(root: Path) -> list[Manifest]:
-    """The manifests that are intact, newest first."""
+def _manifests(root: Path, current: Current | None) -> list[Manifest]:
+    """The manifests that are intact, newest first, without those of a writer that did not get as far as CURRENT."""
+    names = generations.generations(root)
+    if current is not None:
+        names = [name for name in names if int(name[4:]) <= int(current.generation[4:])]
     found = []
-    for name in reversed(generations.generations(root)):
+    for name in reversed(names):
         with contextlib.suppress(IndexCorrupt, Incompatible):
             found.append(generations.read_manifest(root, name))
     return found
@@ -120,7 +123,7 @@ def _check_history(root: Path, pool: Pool, current: Current | None, note: Callab
     if newest is None:
         return
     starts = [(Revision(), 0)]
-    for manifest in _manifests(root):
+    for manifest in _manifests(root, current):
         revision, about = pool_revision(manifest), dict(manifest["pool"])  # type: ignore[call-overload]
         if revision.number > newest.number:
             continue
@@ -143,7 +146,7 @@ def _about(root: Path, pool: Pool, current: Current | None) -> Mapping[str, obje
 
     An older manifest may be that of another build.
     """
-    manifests = _manifests(root)
+    manifests = _manifests(root, current)
     if current is not None:
         with contextlib.suppress(IndexCorrupt):
             manifest = generations.read_manifest(root, current.generation, current.manifest)

@@ -370,7 +370,8 @@ class Retriever:
             StorageError: The operating system refuses.
         """
         with self._live.session() as session:
-            new = self._read(examples, fields, strict, on_bad, usable=self._check_addable)
+            room = self._limits.rows - len(self)
+            new = self._read(examples, fields, strict, on_bad, usable=self._check_addable, room=room)
             self._live.change(session, new, [])
         return tuple(example.id for example in new)
 
@@ -399,8 +400,10 @@ class Retriever:
             StorageError: The operating system refuses.
         """
         with self._live.session() as session:
-            given = self._read(examples, fields, strict, on_bad, usable=self._snapshot.key.text)
+            usable, room = self._snapshot.key.text, self._limits.rows  # any of them may take the place of another
+            given = self._read(examples, fields, strict, on_bad, usable=usable, room=room)
             places = self._snapshot.places_of([example.id for example in given])
+            writing.check_size(len(self) + len(given) - len(places), self._limits.rows)
             stored = {example.id: example for example in self._snapshot.examples(list(places.values()))}
             new = [example for example in given if stored.get(example.id) != example]
             self._live.change(session, new, [places[example.id] for example in new if example.id in places])
@@ -463,13 +466,14 @@ class Retriever:
         on_bad: Callable[[BadRow], None] | None,
         *,
         usable: Callable[[Example], object],
+        room: int,
     ) -> list[Example]:
         source = [examples] if isinstance(examples, Mapping | Example) else examples
         log = BadRowLog()
         sink = _both(log, on_bad)
         found = read_examples(source, fields=fields or Fields(), limits=self._limits, usable=usable, on_bad=sink)
-        new = list(islice(found, self._limits.rows - len(self) + 1))
-        writing.check_size(len(self) + len(new), self._limits.rows)
+        new = list(islice(found, max(room, 0) + 1))
+        writing.check_size(self._limits.rows - room + len(new), self._limits.rows)
         if strict:
             log.raise_if_any()
         if log.count and on_bad is None:

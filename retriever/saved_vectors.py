@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexes import files
+from indexes.errors import IndexCorrupt
 
 Vectors = NDArray[np.float32]
 
@@ -77,16 +78,19 @@ class SavedVectors:
         self._vectors.update(zip(digests, vectors, strict=True))
 
     def _take(self, path: Path) -> None:
-        content = files.read_bytes(path)
+        try:
+            content = files.read_bytes(path)
+        except IndexCorrupt:
+            return  # a link or a pipe: no block of ours
         head, _, _ = bytes(content[:_MAX_HEADER_BYTES]).partition(b"\n")
         body = content[len(head) + 1 :]
         try:
             header = json.loads(head)
             texts, dim = int(header["texts"]), int(header["dim"])
             intact = header["sha256"] == hashlib.sha256(body).hexdigest() and header["space"] == self._space
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError):
             return
-        if not intact or len(body) != texts * (_DIGEST_BYTES + 4 * dim):
+        if not intact or min(texts, dim) < 0 or len(body) != texts * (_DIGEST_BYTES + 4 * dim):
             return
         vectors = np.frombuffer(body, np.float32, texts * dim, texts * _DIGEST_BYTES).reshape(texts, dim)
         for place, vector in enumerate(vectors):

@@ -9,6 +9,10 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 
 def is_inert(character: str) -> bool:
@@ -63,12 +67,48 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
     return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
+_live: list[Progress] = []
+"""The bar that is shown, if there is one."""
+
+
+def say(line: str) -> None:
+    """Writes a line to standard error; above the bar while one is shown."""
+    if _live:
+        from rich.text import Text
+
+        _live[-1].console.print(Text(line), soft_wrap=True)
+    else:
+        sys.stderr.write(f"{line}\n")
+
+
 @contextmanager
 def progress() -> Iterator[Callable[[str, int, int], None]]:
     """A bar with rate and time left, on a terminal, for work of more than a second; silent in a pipe."""
     if not sys.stderr.isatty():
         yield lambda stage, done, total: None
         return
+    bar = _bar()
+    started = time.monotonic()
+    tasks: dict[str, TaskID] = {}
+
+    def show(stage: str, done: int, total: int) -> None:
+        if time.monotonic() - started < 1.0:
+            return
+        if not _live:
+            bar.start()
+            _live.append(bar)
+        if stage not in tasks:
+            tasks[stage] = bar.add_task(stage, total=total or None)
+        bar.update(tasks[stage], completed=done, total=total or None)
+
+    try:
+        yield show
+    finally:
+        _live.clear()
+        bar.stop()
+
+
+def _bar() -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
     from rich.text import Text
@@ -77,7 +117,7 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
         def render(self, task: Task) -> Text:
             return Text(f"{task.speed:,.0f}/s" if task.speed else "")
 
-    bar = Progress(
+    return Progress(
         "{task.description}",
         BarColumn(),
         MofNCompleteColumn(),
@@ -87,18 +127,3 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
         console=Console(stderr=True),
         transient=True,
     )
-    started = time.monotonic()
-    tasks: dict[str, object] = {}
-
-    def show(stage: str, done: int, total: int) -> None:
-        if time.monotonic() - started < 1.0:
-            return
-        bar.start()
-        if stage not in tasks:
-            tasks[stage] = bar.add_task(stage, total=total or None)
-        bar.update(tasks[stage], completed=done, total=total or None)  # type: ignore[arg-type]
-
-    try:
-        yield show
-    finally:
-        bar.stop()

@@ -105,7 +105,7 @@ def verify(path: str | Path, *, progress: Callable[[str, int, int], None] = lamb
         except IndexCorrupt as error:
             current = None
             problems.append(Problem(error.path, _what(error), REBUILD))
-        names = tuple(generations.generations(root))
+        names = tuple(generations.published(root, current))
         for number, name in enumerate(names):
             progress("checking generations", number, len(names))
             problems += generation_problems(root, name, current, pool)

@@ -259,7 +259,9 @@ def _finish(session: Session, published: Published, revision: Revision) -> None:
 def _check_target(root: Path, *, overwrite: bool) -> None:
     if not root.exists():
         return
-    if not root.is_dir() or (files.list_directory(root) and not pool_path(root).is_file()):
+    # A build that is killed at once leaves its lock, and SQLite's journal, before there is a pool.
+    beginnings = {LOCK, *(f"{pool_path(root).name}{suffix}" for suffix in ("", "-journal", "-wal", "-shm"))}
+    if not root.is_dir() or not (pool_path(root).is_file() or beginnings.issuperset(files.list_directory(root))):
         raise InvalidInput(f"{root} is there and is no index", expected="a new path, or that of an index")
     if (root / "CURRENT").exists() and not overwrite:
         raise InvalidInput(

@@ -109,7 +109,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_or_foreign_file_is_refused(name):
-    with pytest.raises(ValueError, match="no header of a plain array|bytes for shape|invalid"):
+    with pytest.raises(ValueError, match=r"no header of a plain array|bytes for shape|invalid"):
         parse_npy(HOSTILE[name])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import sqlite3
 from pathlib import Path
@@ -295,6 +297,56 @@ def test_an_index_of_sqlites_own_that_is_damaged_is_made_anew(index, original):
     assert repair(index) == Repair(None)
     assert verify(index).intact
     assert answers(index) == original[1]
+
+
+@pytest.fixture
+def folded(tmp_path):
+    """Three generations were published, so that the pool has dropped vectors of its first changes."""
+    root = tmp_path / "folded"
+    with Retriever.build(ROWS, root, embedder=Counting().source) as retriever:
+        for one in (MORE[0], MORE[1]):
+            retriever.add(one)
+            retriever.compact()
+        retriever.add(MORE[2])
+        retriever.compact()
+        retriever.add(LAST)
+    return root
+
+
+def test_after_many_generations_the_history_is_checked_from_the_one_before(folded):
+    before = answers(folded)
+    flip(folded / "gen-000004" / "manifest.json")
+    assert repair(folded).embedded == 0
+    assert answers(folded) == before
+
+
+def test_a_lost_change_is_found_after_many_generations_too(folded):
+    edit(folded, "DELETE FROM examples WHERE row = 12")
+    flip(folded / "gen-000004" / "manifest.json")
+    with pytest.raises(IndexCorrupt, match="does not hold what was written"):
+        repair(folded, embedder=Counting().source)
+
+
+def test_with_no_generation_left_to_tell_the_pool_is_taken_as_it_is_and_that_is_said(folded):
+    before, notes = answers(folded), []
+    for path in folded.glob("gen-*"):
+        shutil.rmtree(path)
+    repair(folded, embedder=Counting().source, note=notes.append)
+    assert notes == ["no generation is left that tells whether the pool holds every change: it is taken as it is"]
+    assert answers(folded) == before
+
+
+def test_a_generation_that_current_never_named_is_no_witness_against_the_pool(index, original):
+    # A writer that was killed before CURRENT, whose revision another one has used since.
+    shutil.copytree(index / "gen-000002", index / "gen-000003")
+    path = index / "gen-000003" / "manifest.json"
+    manifest = json.loads(path.read_bytes())
+    del manifest["sha256"]
+    manifest["pool"] |= {"revision": 3, "chain": "a" * 64, "rows": 99}
+    body = json.dumps(manifest, ensure_ascii=False, indent=1, sort_keys=True)
+    manifest["sha256"] = hashlib.sha256(body.encode()).hexdigest()
+    path.write_text(json.dumps(manifest, ensure_ascii=False, indent=1, sort_keys=True))
+    assert mended(index, original, Counting()) == Repair(None)
 
 
 class TestLatent:

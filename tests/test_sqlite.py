@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import sqlite3
 
 import pytest
@@ -17,7 +16,9 @@ def path(tmp_path):
     path = tmp_path / "pool.sqlite"
     connection = connect(path, writable=True)
     connection.execute("CREATE TABLE t (x INTEGER PRIMARY KEY, y TEXT)")
+    connection.execute("BEGIN")
     connection.executemany("INSERT INTO t (y) VALUES (?)", [("text" * 100,)] * 200)
+    connection.execute("COMMIT")
     connection.close()
     return path
 
@@ -149,12 +150,12 @@ def test_what_is_acknowledged_is_flushed_and_the_schema_is_not_trusted(path):
 
 
 def test_a_medium_that_cannot_be_written_is_read_without_a_trace(path):
-    before = os.listdir(path.parent)
+    before = sorted(path.parent.iterdir())
     connection = connect_read_only(path)
     assert connection.execute("SELECT count(*) FROM t").fetchone() == (200,)
     with pytest.raises(StorageError), reported(path):
         connection.execute("DELETE FROM t")
-    assert os.listdir(path.parent) == before
+    assert sorted(path.parent.iterdir()) == before
     connection.close()
 
 
@@ -174,5 +175,5 @@ def test_a_log_that_was_not_taken_in_yet_is_refused_on_such_a_medium_and_an_empt
     log.write_bytes(b"")
     connect_read_only(path).close()
     log.write_bytes(b"x")
-    with pytest.raises(InvalidInput, match="holds changes that are not in pool.sqlite yet"):
+    with pytest.raises(InvalidInput, match=r"holds changes that are not in pool\.sqlite yet"):
         connect_read_only(path)

@@ -1,0 +1,1 @@
+"""Soak tests: what the other tests try a few times, thousands of times. `scripts/soak` runs them."""

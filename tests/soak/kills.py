@@ -1,0 +1,449 @@
+"""Writers that are killed at random instants while others read: no reader may see a torn or a lost state.
+
+A writer leads an index from state to state, each a function of its number alone, so that whoever reads can tell which
+one it sees, and whether all of it. It notes in shared memory what it attempts, and what has returned; the memory
+outlives it. After each kill the next writer goes on from what is there.
+
+    python -m tests.soak.kills --kills 5000 --seed 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import gc
+import json
+import math
+import mmap
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+import retriever.live
+from retriever import Retriever
+from retriever.errors import IndexMissing
+from retriever.verification import verify
+from retriever.writing import collect
+from tests.support import embed
+
+PLAN = ("build", "add", "update", "remove", "add", "update", "add", "remove", "update", "add", "update", "remove")
+"""What leads to state 1, to state 2 and so on; then from the start again."""
+PHASES = ("fork", "open", "between", "compact", "build", "add", "update", "remove")
+"""Where a kill can fall: before the writer's first line, or in what it was doing."""
+READERS = 2
+COMPACT_AFTER = 5
+SHORTEST, LONGEST = 0.0002, 0.06
+PER_INDEX = 100
+"""Kills after which another index is begun, so that first builds are killed, too."""
+
+
+# States
+
+
+@functools.cache
+def state(number: int) -> Mapping[str, int]:
+    """The examples of a state, in their order: for each id the state that wrote it."""
+    if number == 0:
+        return {}
+    kind = operation(number)
+    if kind == "build":
+        return {f"e{i}": number for i in range(6 + number % 5)}
+    before = dict(state(number - 1))
+    if kind == "add":
+        return {**before, **{f"a{number}-{i}": number for i in range(1 + number % 3)}}
+    gone = list(before)[:: 1 if kind == "remove" else 3][:2]
+    kept = {identity: written for identity, written in before.items() if identity not in gone}
+    if kind == "remove":
+        return kept
+    return {**kept, **dict.fromkeys([*gone, f"u{number}"], number)}
+
+
+def operation(number: int) -> str:
+    """What leads to a state from the one before."""
+    return PLAN[(number - 1) % len(PLAN)]
+
+
+def example(identity: str, written: int) -> dict[str, str]:
+    """The example with an id as a state wrote it."""
+    return {"id": identity, "input": f"{identity} of {written * 7919}", "output": f"written by {written}"}
+
+
+def change(index: Retriever, number: int) -> None:
+    """Leads an open index to a state from the one before."""
+    old, new = state(number - 1), state(number)
+    written = [example(identity, by) for identity, by in new.items() if by == number]
+    kind = operation(number)
+    if kind == "add":
+        index.add(written, strict=True)
+    elif kind == "update":
+        unchanged = [example(identity, by) for identity, by in new.items() if by != number][:1]
+        index.update([*unchanged, *written], strict=True)
+    else:
+        index.remove([identity for identity in old if identity not in new])
+
+
+# What the processes share
+
+
+class Shared:
+    """Numbers in memory that all processes see and that outlives each of them."""
+
+    def __init__(self) -> None:
+        self._numbers = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")
+
+    def _number(place: int) -> property:  # type: ignore[misc]
+        def get(self: Shared) -> int:
+            return self._numbers[place]
+
+        def put(self: Shared, value: int) -> None:
+            self._numbers[place] = value
+
+        return property(get, put)
+
+    acknowledged = _number(0)
+    attempted = _number(1)
+    phase = _number(2)
+    stop = _number(3)
+    reads = _number(4)
+
+    def count_read(self, reader: int) -> None:
+        """Counts a read that was verified."""
+        self._numbers[8 + reader] += 1
+
+    def reads_verified(self) -> int:
+        """The reads of all readers."""
+        return sum(self._numbers[8 : 8 + READERS])
+
+
+class Wrong(Exception):
+    """What must not happen, and of which kind it is: torn, lost, damaged or error."""
+
+    def __init__(self, kind: str, detail: str) -> None:
+        self.kind = kind
+        super().__init__(f"{kind}: {detail}")
+
+
+def damaged(line: str) -> None:
+    """A note sink: readers have nothing to be told of, for nothing is damaged."""
+    raise Wrong("damaged", line)
+
+
+def unless_resumed(line: str) -> None:
+    """A note sink: a build may say that it goes on where one was interrupted."""
+    if "interrupted build" not in line:
+        raise Wrong("damaged", line)
+
+
+# The writer
+
+
+def write(root: Path, shared: Shared) -> None:
+    """Goes on from the newest state until it is killed."""
+    retriever.live.COMPACT_AFTER = COMPACT_AFTER
+    shared.phase = PHASES.index("open")
+    number = shared.acknowledged
+    index = Retriever.open(root, embedder=embed, note=unless_resumed) if number else None
+    while True:
+        number += 1
+        kind = operation(number)
+        shared.attempted = number
+        if index is None or kind == "build":
+            shared.phase = PHASES.index("build")
+            examples = [example(*one) for one in state(number).items()]
+            if index is not None:
+                index.close()
+            index = Retriever.build(
+                examples, root, embedder=embed, weight=0.6, strict=True, overwrite=True, note=unless_resumed
+            )
+        else:
+            if number % 4 == 0:
+                shared.phase = PHASES.index("compact")
+                index.compact()
+            shared.phase = PHASES.index(kind)
+            change(index, number)
+        shared.acknowledged = number
+        shared.phase = PHASES.index("between")
+
+
+# The readers
+
+
+def look(index: Retriever, least: int, most: Callable[[], int], random_: random.Random) -> int:
+    """Reads everything, and tells the state that it is.
+
+    Args:
+        index: An open index.
+        least: The newest state that had been acknowledged before the look.
+        most: The newest that has been attempted; asked after it.
+        random_: Draws the query.
+    """
+    found = [example.to_dict() for _, example in index._live.snapshot.present()]
+    number = identify(found, least, most())
+    check_selection(index, state(number), random_)
+    return number
+
+
+def identify(found: list[dict[str, object]], least: int, most: int) -> int:
+    """The state that examples in their order are.
+
+    Raises:
+        Wrong: They are none, or one before the least or after the most.
+    """
+    seen = [{name: one[name] for name in ("id", "input", "output")} for one in found]
+    for number in (*range(least, most + 1), *range(least), *range(most + 1, most + 3)):
+        if number and seen == [example(*one) for one in state(number).items()]:
+            if least <= number <= most:
+                return number
+            raise Wrong("lost", f"state {number} was seen where {least} to {most} can be")
+    raise Wrong("torn", f"what was seen is no state from 0 to {most + 2}: {json.dumps(seen)}")
+
+
+def check_selection(index: Retriever, expected: Mapping[str, int], random_: random.Random) -> None:
+    """Selects with a vector: what comes back belongs to the state, with its own vector."""
+    query = example(*random_.choice(list(expected.items())))
+    vector = unit(query["input"])
+    mode = random_.choice(("dense", "hybrid"))
+    chosen = index.select({"input": query["input"]}, vector=vector, k=5, mode=mode, guard="off")
+    if len(chosen) != min(5, len(expected)):
+        raise Wrong("torn", f"{len(chosen)} of {len(expected)} examples were selected, expected 5 or all")
+    for one in chosen:
+        wanted = example(one.example.id, expected.get(one.example.id, 0))
+        if (one.example.input, one.example.output) != (wanted["input"], wanted["output"]):
+            raise Wrong("torn", f"selected {one.example}, which is not of the state {json.dumps(expected)}")
+        likeness = float(unit(wanted["input"]) @ vector)
+        if abs(one.channels["dense"] - likeness) > 1e-5:
+            raise Wrong("torn", f"{one.example.id} has the vector of another: {one.channels}, expected {likeness}")
+
+
+def unit(text: str) -> np.ndarray:
+    """The unit vector of a text."""
+    vector = embed([text])[0]
+    return vector / np.linalg.norm(vector)
+
+
+def read(root: Path, shared: Shared, reader: int, seed: str) -> None:
+    """Looks again and again: opened anew, refreshed, or from the view that it has, which must not have changed."""
+    random_ = random.Random(seed)
+    parent, newest, index = os.getppid(), 0, None
+    while not shared.stop and os.getppid() == parent:
+        least = max(newest, shared.acknowledged)
+        way = random_.choice(("open", "refresh", "stay"))
+        if index is not None and way == "open":
+            index.close()
+            index = None
+        if index is None:
+            index = opened(root, least)
+            if index is None:
+                continue
+        elif way == "refresh":
+            index.refresh()
+        if way == "stay" and newest:
+            look(index, newest, lambda: newest, random_)  # noqa: B023  called at once
+        else:
+            newest = look(index, least, lambda: shared.attempted, random_)
+        shared.count_read(reader)
+
+
+def opened(root: Path, least: int) -> Retriever | None:
+    """The index; None while its first build is not finished."""
+    try:
+        return Retriever.open(root, embedder=embed, note=damaged)
+    except IndexMissing as error:
+        if least:
+            raise Wrong("lost", f"state {least} was there and now: {error}") from None
+        return None
+
+
+# The parent
+
+
+@dataclass
+class Report:
+    """What came of it.
+
+    Attributes:
+        kills: How many writers were killed.
+        by_phase: What they were doing.
+        states: How many states were reached.
+        reads: How many looks were verified, those of the parent included.
+        wrong: How many of each kind were not as they must be.
+        failures: What a reader needs to find out why.
+    """
+
+    kills: int = 0
+    by_phase: Counter[str] = field(default_factory=Counter)
+    states: int = 0
+    reads: int = 0
+    unacknowledged: int = 0
+    wrong: Counter[str] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
+
+    def to_dict(self, seconds: float) -> dict[str, object]:
+        """As it is printed."""
+        return {
+            "kills": self.kills,
+            "kills_by_phase": {phase: self.by_phase[phase] for phase in PHASES},
+            "states_reached": self.states,
+            "done_but_not_acknowledged": self.unacknowledged,
+            "reads_verified": self.reads,
+            **{kind: self.wrong[kind] for kind in ("torn", "lost", "damaged", "error")},
+            "seconds": round(seconds, 1),
+        }
+
+
+def forked(work: Callable[[], None], failure: Path) -> int:
+    """A process that does the work; what it raises is in the file `failure` afterwards."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        work()
+        code = 0
+    except BaseException as error:
+        kind = error.kind if isinstance(error, Wrong) else "error"
+        failure.write_text(f"{kind}\n{traceback.format_exc()}")
+    finally:
+        os._exit(code)
+
+
+def kill_writers(root: Path, kills: int, seed: str, report: Report) -> None:
+    """Kills writers of one index while readers look at it, and checks after each.
+
+    Raises:
+        Wrong: Something is not as it must be.
+    """
+    random_, shared = random.Random(seed), Shared()
+    failures = [root.with_name(f"{root.name}.{reader}") for reader in range(READERS + 1)]
+    readers = [
+        forked(functools.partial(read, root, shared, reader, f"{seed}/{reader}"), failures[reader])
+        for reader in range(READERS)
+    ]
+    try:
+        for _ in range(kills):
+            delay = drawn_delay(random_)
+            shared.phase = 0
+            writer = forked(functools.partial(write, root, shared), failures[READERS])
+            time.sleep(delay)
+            os.kill(writer, signal.SIGKILL)
+            os.waitpid(writer, 0)
+            report.kills += 1
+            report.by_phase[PHASES[shared.phase]] += 1
+            raise_first(failures)
+            check_after_kill(root, shared, random_, report)
+    except Wrong as error:
+        where = f"seed {seed}, kill {report.kills}, {delay * 1000:.2f} ms, in {PHASES[shared.phase]}"
+        raise Wrong(error.kind, f"{where}, acknowledged {shared.acknowledged}, {root}\n{error}") from error
+    finally:
+        shared.stop = 1
+        for reader in readers:
+            os.waitpid(reader, 0)
+        report.states += shared.acknowledged
+        report.reads += shared.reads_verified()
+    raise_first(failures)
+    check_at_the_end(root)
+
+
+def drawn_delay(random_: random.Random) -> float:
+    """Seconds: log-uniform, for the start and what comes soon; every other time uniform, for what comes later."""
+    if random_.random() < 0.5:
+        return math.exp(random_.uniform(math.log(SHORTEST), math.log(LONGEST)))
+    return random_.uniform(0, LONGEST)
+
+
+def raise_first(failures: list[Path]) -> None:
+    """Raises what a process has left in its file."""
+    for path in failures:
+        with contextlib.suppress(FileNotFoundError):
+            kind, _, detail = path.read_text().partition("\n")
+            raise Wrong(kind or "error", detail)
+
+
+def check_after_kill(root: Path, shared: Shared, random_: random.Random, report: Report) -> None:
+    """What was acknowledged is there, or the one state more that the dead writer had just finished."""
+    acknowledged = shared.acknowledged
+    try:
+        with Retriever.open(root, embedder=embed, note=damaged) as index:
+            seen = look(index, max(acknowledged, 1), lambda: acknowledged + 1, random_)
+    except IndexMissing as error:
+        if acknowledged:
+            raise Wrong("lost", f"state {acknowledged} was acknowledged and now: {error}") from None
+        return
+    except Wrong:
+        raise
+    except Exception:
+        raise Wrong("error", traceback.format_exc()) from None
+    report.reads += 1
+    report.unacknowledged += seen - acknowledged
+    # What was seen once must not be lost either.
+    shared.acknowledged = seen
+
+
+def check_at_the_end(root: Path) -> None:
+    """Nothing is damaged, and what the dead have left behind is cleared away by whoever writes next."""
+    with contextlib.suppress(IndexMissing):
+        collect(root)
+        problems = verify(root).problems
+        if problems:
+            raise Wrong("damaged", "; ".join(map(str, problems)))
+    left = [path.name for path in root.glob("*") if ".tmp-" in path.name]
+    generations = list(root.glob("gen-*"))
+    if left or len(generations) > 2:
+        raise Wrong("error", f"left behind: {left or generations}")
+
+
+def warm_up(root: Path) -> None:
+    """Imports and makes once what each process needs, so that a fork has it at once."""
+    with Retriever.build([example("a", 1), example("b", 1)], root, embedder=embed, weight=0.6, note=damaged) as index:
+        change_nothing = index.update(example("a", 1)).unchanged
+        assert change_nothing == ("a",)
+        index.select("a", k=1)
+    gc.freeze()
+
+
+def run(kills: int, seed: int, folder: Path) -> Report:
+    """Kills so many writers, each hundred on an index of its own; the index that fails stays in the folder."""
+    report = Report()
+    warm_up(folder / "warm")
+    for number, start in enumerate(range(0, kills, PER_INDEX)):
+        root = folder / f"{number}.index"
+        try:
+            kill_writers(root, min(PER_INDEX, kills - start), f"{seed}/{number}", report)
+        except Wrong as error:
+            report.wrong[error.kind] += 1
+            report.failures.append(str(error))
+            break
+        shutil.rmtree(root, ignore_errors=True)
+    return report
+
+
+def main() -> None:
+    """Prints the figures; exits with 1 when anything is not as it must be."""
+    parser = argparse.ArgumentParser(prog="scripts/soak kills", description=__doc__.partition("\n")[0])
+    parser.add_argument("kills", nargs="?", type=int, default=5000, help="how many (5000)")
+    parser.add_argument("--seed", type=int, default=1, help="of the instants and of what is read (1)")
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="kills-"))
+    started = time.monotonic()
+    report = run(options.kills, options.seed, folder)
+    sys.stdout.write(json.dumps(report.to_dict(time.monotonic() - started), indent=1) + "\n")
+    if report.failures:
+        sys.stderr.write("\n".join(report.failures) + f"\nThe index is kept in {folder}\n")
+        sys.exit(1)
+    shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
