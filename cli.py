@@ -307,7 +307,6 @@ def _show_selection(selection: Selection, *, explain: bool) -> None:
                 "score": f"{d.score:.3f}",
                 "dense": _number(d.channels, "dense"),
                 "lexical": _number(d.channels, "lexical"),
-                **({"by": d.origin, "gain": _gain(d), "against": _against(d)} if explain else {}),
                 "id": printable(d.example.id, width=24),
                 "example": f"{d.example.input_text} → {d.example.output_text}",
             }
@@ -325,16 +324,22 @@ def _show_selection(selection: Selection, *, explain: bool) -> None:
         f"\n{len(selection)} of {selection.eligible:,} eligible examples, mode {retrieve.mode}, "
         f"weight {retrieve.weight}, {selection.generation}, revision {selection.revision}"
     )
+    if selection.confidence is not None:
+        typer.echo(f"the demonstrations explain {selection.confidence:.0%} of the query's variance")
+    for demonstration in selection:
+        typer.echo(f"chosen: {printable(demonstration.example.id)}: {printable(_why(demonstration))}")
     for dropped in selection.dropped:
         typer.echo(f"left out: {printable(dropped.id)}: {printable(dropped.reason)}")
 
 
-def _gain(demonstration: Demonstration) -> str:
-    return "–" if demonstration.gain is None else f"{demonstration.gain:.3f}"
-
-
-def _against(demonstration: Demonstration) -> str:
-    return "–" if demonstration.against is None else printable(demonstration.against, width=12)
+def _why(demonstration: Demonstration) -> str:
+    """How it came in, what it was worth then, and what it was traded against."""
+    parts = [f"{demonstration.origin}, for all queries" if demonstration.shared else demonstration.origin]
+    if demonstration.gain is not None:
+        parts.append(f"gain {demonstration.gain:.3f}")
+    if demonstration.against is not None:
+        parts.append(f"most like {demonstration.against}")
+    return ", ".join(parts)
 
 
 def _number(channels: Mapping[str, float], name: str) -> str:

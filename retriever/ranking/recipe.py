@@ -29,7 +29,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from indexes.hybrid import MODES, RULES
 from retriever.errors import InvalidInput
@@ -309,11 +309,13 @@ class Recipe:
         """The recipe as a TOML file, which `Recipe.of` reads; what is None is left out, as TOML has no word for it."""
         import tomli_w
 
-        return str(tomli_w.dumps(_without_none(self.to_dict())))
+        return str(tomli_w.dumps(cast("dict[str, object]", _without_none(self.to_dict()))))
 
 
-def _without_none(value: Mapping[str, Json]) -> dict[str, Json]:
-    return {k: _without_none(v) if isinstance(v, Mapping) else v for k, v in value.items() if v is not None}
+def _without_none(value: Json) -> Json:
+    if isinstance(value, dict):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    return [_without_none(item) for item in value] if isinstance(value, list) else value
 
 
 def _plain(value: object) -> Json:
