@@ -4,8 +4,8 @@
 
 f is monotone and submodular, so the greedy choice reaches at least 1 − 1/e of the best set (Nemhauser, Wolsey and
 Fisher 1978). It is made lazily (Minoux 1978): a gain never rises, so only rows whose last known gain may still be the
-best are looked at again. Cosines are rounded to multiples of 2⁻³², so that sums over up to a million rows are exact: gains never
-rise in the computer either, and lazy and eager choice agree to the bit.
+best are looked at again. Cosines are rounded to multiples of 2⁻³², so that sums over up to a million rows are exact:
+gains never rise in the computer either, and lazy and eager choice agree to the bit.
 
 It prefers what is common: a block that suits most queries.
 """

@@ -130,7 +130,7 @@ def test_votek_on_two_far_cliques_goes_from_one_to_the_other():
 
 
 def test_votek_by_hand():
-    # On a line of angles each end is near the middle alone; all three others vote for row 1, then its votes are a tenth.
+    # Less their mean, rows 0 and 2 are each nearest to row 1: it has two votes, and nobody has more.
     angles = np.radians([0, 10, 19, 120])
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     found = votek(vectors, 1, neighbours=1)
