@@ -39,9 +39,9 @@ def by_threshold(scores: Reals, least: int, most: int, threshold: float) -> int:
 def by_elbow(scores: Reals, least: int, most: int) -> int:
     """How many come before the largest drop.
 
-    The drop after c is scores[c − 1] − scores[c]. Those are compared for max(least, 1) ≤ c ≤ most where a score follows,
-    so a drop right after the `most`-th counts too if its score is given. Of drops within `TIE` of the largest, the last
-    is taken: more is kept. Where none is above `TIE`, all are kept, up to `most`.
+    The drop after c is scores[c − 1] − scores[c]. Those are compared for max(least, 1) ≤ c ≤ most where a score
+    follows, so a drop right after the `most`-th counts too if its score is given. Of drops within `TIE` of the largest,
+    the last is taken: more is kept. Where none is above `TIE`, all are kept, up to `most`.
 
     Args:
         scores: As of `by_threshold`.

@@ -214,15 +214,32 @@ class Budget:
         tokens: The most tokens, the reserve included; None for no limit.
         reserve: Tokens kept free for the answer.
         counter: What counts them: `estimate`, `tiktoken:NAME` or a `tokenizer.json` file.
+        fill: Which demonstrations come first: by `order` of the selector, or by `density`, the score for each token.
+        max_field_tokens: The most tokens of a demonstration's field: `input`, `output`, `rationale` or `meta.KEY`. A
+            longer text is cut, with a visible mark.
+        prune: What is tried, in this order, before a demonstration that does not fit is left out: its `rationale` is
+            dropped; the `longest` of input and rationale is cut, down to half of it.
     """
 
     tokens: int | None = None
     reserve: int = 0
     counter: str = "estimate"
+    fill: typing.Literal["order", "density"] = "order"
+    max_field_tokens: Mapping[str, int] = field(default_factory=dict)
+    prune: tuple[typing.Literal["rationale", "longest"], ...] = ()
 
     def __post_init__(self) -> None:
         _within("budget.tokens", self.tokens, 1, 100_000_000)
         _within("budget.reserve", self.reserve, 0, 100_000_000)
+        _one_of("budget.fill", self.fill, ("order", "density"))
+        for name, tokens in self.max_field_tokens.items():
+            if not name.startswith("meta."):
+                _one_of("budget.max_field_tokens", name, ("input", "output", "rationale", "meta.KEY"))
+            if type(tokens) is not int:
+                raise InvalidInput(f"budget.max_field_tokens.{name} = {tokens!r}", expected="a whole number")
+            _within(f"budget.max_field_tokens.{name}", tokens, 1, 100_000_000)
+        for stage in self.prune:
+            _one_of("budget.prune", stage, ("rationale", "longest"))
 
     @property
     def limit(self) -> int | None:

@@ -21,9 +21,9 @@ import unicodedata
 from functools import lru_cache
 
 _SQL = """
-    all and any as asc avg between by case cast count cross desc distinct else end except exists from full group having in
-    inner intersect is join left like limit max min not null offset on or order outer over partition right select set sum
-    then union update using values when where with
+    all and any as asc avg between by case cast count cross desc distinct else end except exists from full group having
+    in inner intersect is join left like limit max min not null offset on or order outer over partition right select
+    set sum then union update using values when where with
 """
 _ENGLISH = (
     "a an and are as at be by do does for from how in is it its not of on or that the this to was were what which"
