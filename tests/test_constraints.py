@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from retriever.errors import InvalidInput
 from retriever.example import Example
-from retriever.ranking.constraints import Constraints, View, constrained
+from retriever.ranking.constrained import View, constrained
+from retriever.ranking.constraints import Constraints
 from retriever.ranking.strategies import STRATEGIES
 from retriever.ranking.strategies.base import Candidates
 from retriever.ranking.strategies.sift import Sifted
