@@ -260,7 +260,10 @@ class Chosen:
         best: list[int] | None = None
         for name in short:
             values, shown = self.facts.values(name), self._shown(name, beside)
-            new = {value: [p for p in free if value in values[p]] for p in free for value in values[p] - shown}
+            new: dict[str, list[int]] = {}
+            for p in free:
+                for value in sorted(values[p] - shown):  # sets have another order in another process
+                    new.setdefault(value, []).append(p)
             if len(new) < self.lacking(name, beside):
                 return []
             needed = (
