@@ -21,7 +21,7 @@ _REMEDIES: Mapping[int, str] = MappingProxyType(
         errno.ENFILE: "close other programs, then try again",
         errno.EACCES: "give this user the permission, then try again",
         errno.EROFS: "mount the file system for writing, then try again",
-        errno.EIO: "check the disk; the index is as it was",
+        errno.EIO: "check the disk, and the limit on file sizes (ulimit -f); the index is as it was",
     }
 )
 

@@ -91,9 +91,12 @@ def _open_regular(path: Path) -> int:
         if error.errno in (errno.ELOOP, errno.ENXIO):
             raise _irregular(path) from None
         raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise _irregular(path)
+    except BaseException:
         os.close(descriptor)
-        raise _irregular(path)
+        raise
     return descriptor
 
 
@@ -192,7 +195,10 @@ def locked(path: Path) -> Iterator[None]:
         StorageError: The file cannot be opened for writing.
     """
     with _reported(path, "cannot be opened for writing"):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        except FileNotFoundError as error:
+            raise StorageError(path, "its directory is gone", error) from error
     try:
         with _reported(path, "cannot be locked"):
             try:
@@ -244,11 +250,14 @@ class Hold:
 
 @contextlib.contextmanager
 def unheld(path: Path) -> Iterator[bool]:
-    """Whether no reader holds a file; while the context lasts, none can begin to."""
+    """Whether no reader holds a file; while the context lasts, none can begin to. It is held if that cannot be told."""
     try:
         descriptor = _open_regular(path)
-    except (OSError, IndexCorrupt):
+    except (FileNotFoundError, NotADirectoryError, IndexCorrupt):
         yield True  # nothing that a reader could have opened
+        return
+    except OSError:
+        yield False
         return
     try:
         try:

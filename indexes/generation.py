@@ -186,6 +186,7 @@ def point(root: Path, current: Current) -> None:
         StorageError: The disk is full or failed. CURRENT says the old or the new, whole in either case.
     """
     temporary = root / f"{_CURRENT}.tmp-{os.getpid()}"
+    files.remove(temporary)  # left by a crash of a process that had the same number, as in a container they often do
     try:
         files.write_bytes(temporary, [current.line()])
         files.rename(temporary, root / _CURRENT)
@@ -429,11 +430,14 @@ def collect(root: Path, current: Current | None) -> list[str]:
 def _retire(root: Path, name: str) -> bool:
     """Removes a generation unless a reader holds it; half of one never stands under its name."""
     doomed = root / f"{name}.tmp-{os.getpid()}"
+    files.remove(doomed)  # see `publish`
     with files.unheld(root / name / _MANIFEST) as free:
         if not free:
             return False
         try:
             files.rename(root / name, doomed)
+            # Without it a power cut could undo the renaming and not the removals.
+            files.sync_directory(root)
         except OSError:
             return False
     return files.remove(doomed)

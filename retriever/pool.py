@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import sqlite3
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ from retriever.sqlite import connect, connect_read_only, reported
 Change = TypeVar("Change")
 
 _CHUNK = 500
+_PAGE = 1000
+_BEFORE_ALL = -(1 << 63)
 _SELECT = "SELECT row, id, payload, hash FROM examples "
 _REPAIR = "restore the index from a copy"
 _COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -102,6 +105,7 @@ class Pool:
 
     def __init__(self, path: Path, *, create: bool = False, writable: bool = False) -> None:
         self.path = path
+        self._reading = threading.Lock()
         if path.is_symlink() or (path.exists() and not path.is_file()):
             raise IndexCorrupt(path, "is not a regular file", fix=_REPAIR)
         if not create and not path.exists():
@@ -174,9 +178,16 @@ class Pool:
             self._connection.execute("COMMIT")
 
     def _query(self, sql: str, *parameters: object) -> Iterator[tuple[object, ...]]:
-        with reported(self.path):
-            # `map`, because to give up reading would otherwise close the cursor, an error once the pool is closed.
-            yield from map(tuple, self._connection.execute(sql, parameters))
+        # All of it at once: while one statement of a connection is being read, others on it see the past as it does.
+        with self._reading, reported(self.path):
+            return iter(self._connection.execute(sql, parameters).fetchall())
+
+    def _pages(self, sql: str, *parameters: object) -> Iterator[tuple[object, ...]]:
+        """A query over any number of rows, by ascending row, a page at a time; rows never change in between."""
+        last: object = _BEFORE_ALL
+        while page := list(self._query(f"{sql} AND row > ? ORDER BY row LIMIT {_PAGE}", *parameters, last)):
+            yield from page
+            last = page[-1][0]
 
     # Writing; the caller holds the lock of the index.
 
@@ -292,6 +303,11 @@ class Pool:
             return None
         return dict(json.loads(value))
 
+    def damaged_notes(self) -> list[str]:
+        """The keys of what was noted and is not what was written."""
+        found = self._query("SELECT key, value, hash FROM state ORDER BY key")
+        return [str(key) for key, value, digest in found if digest != _digest(str(key), str(value))]
+
     def last_row(self) -> int:
         """The largest row number in use; 0 when there is none."""
         return self._integer(next(self._query("SELECT coalesce(max(row), 0) FROM examples"))[0])
@@ -304,7 +320,7 @@ class Pool:
 
     def examples(self, revision: int) -> Iterator[PoolRow]:
         """The examples at a revision, by ascending row."""
-        return (self._parsed(*found) for found in self._query(f"{_SELECT}WHERE {_ALIVE} ORDER BY row", revision))
+        return (self._parsed(*found) for found in self._pages(f"{_SELECT}WHERE {_ALIVE}", revision))
 
     def fetch(self, rows: Sequence[int]) -> list[Example]:
         """The examples of some rows, in the given order, removed ones included.
@@ -382,7 +398,7 @@ class Pool:
 
     def damaged_rows(self) -> Iterator[str | None]:
         """Looks at every row ever written and says of each what is wrong with it; None for one that is intact."""
-        for row, identity, text, digest in self._query(_SELECT + "ORDER BY row"):
+        for row, identity, text, digest in self._pages(_SELECT + "WHERE true"):
             try:
                 self._parsed(row, identity, text, digest)
             except IndexCorrupt as error:

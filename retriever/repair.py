@@ -271,3 +271,5 @@ class _Known:
 def _remove(root: Path, names: Sequence[str]) -> None:
     for name in names:
         files.remove(root / name)
+    if names:
+        files.sync_directory(root)  # so that the damage does not come back with a power cut

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,9 +40,19 @@ def reported(path: Path) -> Iterator[None]:
         if code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise IndexLocked(path, None) from error
         if code & 0xFF in _UNAVAILABLE and code != sqlite3.SQLITE_IOERR_SHORT_READ:
-            reason = OSError(_UNAVAILABLE[code & 0xFF], f"SQLite says: {error}")
+            number = _UNAVAILABLE[code & 0xFF] or _why_not_opened(path)
+            reason = OSError(number, f"SQLite says: {error}")
             raise StorageError(path, "cannot be read or written", reason) from error
         raise IndexCorrupt(path, f"SQLite says: {error}", fix="restore the index from a copy") from error
+
+
+def _why_not_opened(path: Path) -> int:
+    """The operating system's reason for not opening a file, which SQLite does not pass on; 0 when it opens now."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno or 0
+    return 0
 
 
 def connect(path: Path, *, writable: bool) -> sqlite3.Connection:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,7 +111,7 @@ def verify(path: str | Path, *, progress: Callable[[str, int, int], None] = lamb
             problems += generation_problems(root, name, current, pool)
         if current is not None and current.generation not in names:
             problems.append(Problem(root / current.generation, "is missing", REBUILD))
-        problems += _state_problems(pool, current)
+        problems += _state_problems(pool)
     return Verification(root, rows, names, tuple(problems[:_MOST_PROBLEMS]))
 
 
@@ -188,13 +188,9 @@ def _check_changes(base: Base, current: Current, pool: Pool) -> None:
         raise IndexCorrupt(pool_path(base.generation.path.parent), "lacks the vectors of examples that were added")
 
 
-def _state_problems(pool: Pool, current: Current | None) -> Iterable[Problem]:
+def _state_problems(pool: Pool) -> list[Problem]:
     """What a repair would miss, were CURRENT or every generation lost as well."""
-    if current is None:
-        return []
-    if pool.head() is None or pool.about() is None:
-        return [Problem(pool.path, "its note of the newest revision is damaged", REBUILD)]
-    return []
+    return [Problem(pool.path, f"its note {key!r} is damaged", REBUILD) for key in pool.damaged_notes()]
 
 
 def _what(error: RetrieverError) -> str:

@@ -68,20 +68,33 @@ def writing(root: Path, *, create: bool = False) -> Iterator[Session]:
         IndexCorrupt: It is damaged in a way that a writer could make worse.
         StorageError: The operating system refuses.
     """
+    fresh = create and not root.exists()
     if create:
         files.make_directory(root)
     elif not pool_path(root).is_file():
         raise IndexMissing(root)
-    with files.locked(root / LOCK), contextlib.closing(Pool(pool_path(root), create=create, writable=True)) as pool:
-        current = read_current(root, pool)
-        if current is None:
-            if not create:
-                raise IndexMissing(root)
-            pool.settle(Revision(), {})
-        else:
-            manifest = generations.read_manifest(root, current.generation, current.manifest)
-            pool.settle(Revision(current.revision, current.chain), {name: manifest[name] for name in _ABOUT})
-        yield Session(root, pool, current)
+    with files.locked(root / LOCK):
+        try:
+            with contextlib.closing(Pool(pool_path(root), create=create, writable=True)) as pool:
+                yield _settled(root, pool, create=create)
+        except BaseException:
+            # Only who holds the lock may clear away: another builder may have made what is here.
+            if fresh and not (root / "CURRENT").exists() and not saved_directory(root).exists():
+                files.remove(root)
+            raise
+
+
+def _settled(root: Path, pool: Pool, *, create: bool) -> Session:
+    """What is there, once what an interrupted writer has left is cleared away."""
+    current = read_current(root, pool)
+    if current is None:
+        if not create:
+            raise IndexMissing(root)
+        pool.settle(Revision(), {})
+    else:
+        manifest = generations.read_manifest(root, current.generation, current.manifest)
+        pool.settle(Revision(current.revision, current.chain), {name: manifest[name] for name in _ABOUT})
+    return Session(root, pool, current)
 
 
 @dataclass(frozen=True)
@@ -148,41 +161,51 @@ def build_index(
         BadRows: A bad row under `strict`, or no usable row among some.
         StorageError: The operating system refuses.
     """
-    fresh = not root.exists()
-    _check_target(root, overwrite=settings.overwrite)
-    saved = None
-    try:
-        with writing(root, create=True) as session:
-            generations.collect(root, session.current)
-            examples = _usable(read(log), log, strict=settings.strict, most=settings.max_rows)
-            revision = session.pool.stage(examples, session.revision, replace=session.current is not None)
-            key = Key(settings.index.key)
-            embedder, about = load_for(key, settings.embedder, session.pool, revision, tell.note)
-            _check_plan(session.pool, revision, about, settings, tell)
-            saved = SavedVectors(root, about.space)
-            if saved:
-                tell.note(f"an interrupted build has left the vectors of {len(saved):,} texts: they are used")
-            published = publish(
-                root,
-                session.pool,
-                revision,
-                settings=settings.index,
-                embedder=lambda: embedder,
-                stored_embedder=about,
-                weight=settings.weight,
-                known=_Reused(_indexed_vectors(session, about), saved),
-                progress=tell.progress,
+    _check_target(root)
+    with writing(root, create=True) as session:
+        if session.current is not None and not settings.overwrite:
+            raise InvalidInput(
+                f"{root} holds an index already", fix="add to it (retriever add), or replace its examples (--overwrite)"
             )
-            _finish(session, published, revision)
-            files.remove(saved_directory(root))
-            if published.calibration.objective == "none":
-                tell.note("the pool has neither labels nor outputs to calibrate the fusion weight by: it is 0.5")
+        return _build(session, read, settings, log, tell)
+
+
+def _build(
+    session: Session,
+    read: Callable[[Callable[[BadRow], None]], Iterator[Example]],
+    settings: BuildSettings,
+    log: BadRowLog,
+    tell: Told,
+) -> Embedder:
+    generations.collect(session.root, session.current)
+    examples = _usable(read(log), log, strict=settings.strict, most=settings.max_rows)
+    revision = session.pool.stage(examples, session.revision, replace=session.current is not None)
+    key = Key(settings.index.key)
+    embedder, about = load_for(key, settings.embedder, session.pool, revision, tell.note)
+    _check_plan(session.pool, revision, about, settings, tell)
+    saved = SavedVectors(session.root, about.space)
+    if saved:
+        tell.note(f"an interrupted build has left the vectors of {len(saved):,} texts: they are used")
+    try:
+        published = publish(
+            session.root,
+            session.pool,
+            revision,
+            settings=settings.index,
+            embedder=lambda: embedder,
+            stored_embedder=about,
+            weight=settings.weight,
+            known=_Reused(_indexed_vectors(session, about), saved),
+            progress=tell.progress,
+        )
     except BaseException:
         if saved:
             tell.note(f"the vectors of {len(saved):,} texts are kept: run the same build again to go on from there")
-        elif fresh:
-            files.remove(root)
         raise
+    _finish(session, published, revision)
+    files.remove(saved_directory(session.root))
+    if published.calibration.objective == "none":
+        tell.note("the pool has neither labels nor outputs to calibrate the fusion weight by: it is 0.5")
     return embedder
 
 
@@ -256,17 +279,14 @@ def _finish(session: Session, published: Published, revision: Revision) -> None:
     generations.collect(session.root, published.current)
 
 
-def _check_target(root: Path, *, overwrite: bool) -> None:
+def _check_target(root: Path) -> None:
+    """Refuses a directory that holds something else, before anything in it is touched."""
     if not root.exists():
         return
     # A build that is killed at once leaves its lock, and SQLite's journal, before there is a pool.
     beginnings = {LOCK, *(f"{pool_path(root).name}{suffix}" for suffix in ("", "-journal", "-wal", "-shm"))}
     if not root.is_dir() or not (pool_path(root).is_file() or beginnings.issuperset(files.list_directory(root))):
         raise InvalidInput(f"{root} is there and is no index", expected="a new path, or that of an index")
-    if (root / "CURRENT").exists() and not overwrite:
-        raise InvalidInput(
-            f"{root} holds an index already", fix="add to it (retriever add), or replace its examples (--overwrite)"
-        )
 
 
 def _usable(examples: Iterable[Example], log: BadRowLog, *, strict: bool, most: int) -> Iterator[Example]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from retriever import Retriever
+from retriever import Retriever, Selection
 from retriever.errors import IndexLocked
 from tests.support import build, embed, fail
 
@@ -40,8 +40,12 @@ def index(tmp_path):
 
 def answer(retriever: Retriever, query: str) -> tuple[object, ...]:
     """What a selection says: the examples with their scores, and of how many they were chosen."""
-    selection = retriever.select(query, k=6)
-    return selection.eligible, tuple((one.example, one.score) for one in selection)
+    return told(retriever.select(query, k=6))
+
+
+def told(selection: Selection) -> tuple[object, ...]:
+    examples = ((one.example.id, one.example.input, one.example.output, one.score) for one in selection)
+    return selection.eligible, *examples
 
 
 def answers(retriever: Retriever) -> list[tuple[object, ...]]:
@@ -162,8 +166,7 @@ class TestThreads:
         first = next(stream)
         index.add([row(number) for number in self.ADDED])
         for query, selection in zip(QUERIES, [first, *stream], strict=True):
-            found = (selection.eligible, tuple((one.example, one.score) for one in selection))
-            assert found == expected[query]
+            assert told(selection) == expected[query]
 
 
 READER = """

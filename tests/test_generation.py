@@ -178,7 +178,9 @@ def test_a_newer_format_is_refused_with_the_version_that_wrote_it(tmp_path):
         opened(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["../../secret.npy", "/etc/passwd", "a/b.npy", "", ".npy", "a.npy\n", "A.npy", "a.pkl"])
+@pytest.mark.parametrize(
+    "name", ["../../secret.npy", "/etc/passwd", "a/b.npy", "", ".npy", "a.npy\n", "A.npy", "a.pkl"]
+)
 def test_a_manifest_that_names_a_file_elsewhere_is_refused(tmp_path, name):
     publish_one(tmp_path)
     forged(tmp_path, files={name: {"size": 3, "sha256": "0" * 64}})
