@@ -339,6 +339,7 @@ def _why(demonstration: Demonstration) -> str:
         parts.append(f"gain {demonstration.gain:.3f}")
     if demonstration.against is not None:
         parts.append(f"most like {demonstration.against}")
+    parts += [f"breaks {constraint}" for constraint in demonstration.breaks]
     return ", ".join(parts)
 
 
@@ -378,6 +379,8 @@ def prompt(
         text = made.text if form == "text" else ""
     for skipped in made.skipped:
         _note(f"{skipped.example_id} is not in the prompt: {skipped.reason}")
+    for shortened in made.shortened:
+        _note(f"{shortened.example_id} is shortened: {shortened.what}")
     if form == "messages":
         _emit(made.messages)
     else:

@@ -24,6 +24,7 @@ class Demonstration:
         gain: What it was worth to the strategy at the moment it was chosen; None where the strategy weighs nothing.
         against: The id of the earlier choice that it was most traded against; None for none.
         shared: Whether it belongs to the block that all queries share.
+        breaks: The constraints that it breaks: it fills up to k where nothing else is left.
     """
 
     example: Example
@@ -34,6 +35,7 @@ class Demonstration:
     gain: float | None = None
     against: str | None = None
     shared: bool = False
+    breaks: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Json]:
         """For JSON output."""
@@ -46,6 +48,7 @@ class Demonstration:
             "gain": self.gain,
             "against": self.against,
             "shared": self.shared,
+            "breaks": list(self.breaks),
             "example": self.example.to_dict(),
         }
 

@@ -33,6 +33,7 @@ MOST_SHARED = 20_000
 
 _NO_TERMS = "no term of the query is in the pool: ranked by the dense channel alone"
 _NO_VECTOR = "the query's text has no vector: ranked by the lexical channel alone"
+_NO_MORE = "the pool, the filters and the guard leave no more"
 _SILENT = "neither channel knows anything of the query: the demonstrations are the first ones of the pool"
 
 Vectors = Callable[[Sequence[str]], NDArray[np.float32]]
@@ -175,7 +176,8 @@ class Selector:
             pool=rows.pool(_Reader(self, query, scores.query.vector, scores.query.terms)),
             check=self._check(query, recipe),
         )
-        dropped = [*([] if own is None else [(own, "the query itself")]), *sorted(ranked.blocked.items())]
+        left_out = [*sorted(ranked.blocked.items()), *sorted(ranked.barred.items())]
+        dropped = [*([] if own is None else [(own, "the query itself")]), *left_out]
         examples = self.snapshot.examples([place for place, _ in dropped])
         return Selection(
             query,
@@ -185,7 +187,7 @@ class Selector:
             recipe,
             self.snapshot.base.generation.name,
             self.snapshot.revision.number,
-            _notes(scores, len(ranked.hits), recipe),
+            _notes(scores, ranked, recipe),
             None if ranked.open_variance is None else 1.0 - ranked.open_variance,
         )
 
@@ -203,6 +205,7 @@ class Selector:
                 choice.gain,
                 None if choice.against is None else ids[choice.against],
                 choice.shared,
+                choice.breaks,
             )
             for i, (choice, example) in enumerate(zip(ranked.choices, examples, strict=True))
         )
@@ -215,7 +218,7 @@ class Selector:
         return lambda rows: [leak(query, example, guard) for example in self.snapshot.examples(rows)]
 
 
-def _notes(scores: ChannelScores, chosen: int, recipe: Recipe) -> tuple[str, ...]:
+def _notes(scores: ChannelScores, ranked: Ranked, recipe: Recipe) -> tuple[str, ...]:
     notes = []
     if not scores.dense_speaks and not scores.lexical_speaks:
         notes.append(_SILENT)
@@ -223,9 +226,20 @@ def _notes(scores: ChannelScores, chosen: int, recipe: Recipe) -> tuple[str, ...
         notes.append(_NO_TERMS)
     elif not scores.dense_speaks and recipe.retrieve.mode != "lexical":
         notes.append(_NO_VECTOR)
+    chosen = len(ranked.choices)
     if chosen < recipe.select.k and recipe.select.strategy != "fixed":
-        notes.append(f"{chosen} of {recipe.select.k}: the pool, the filters and the guard leave no more")
+        fewer = "this is enough, as the recipe has it" if _may_be_few(recipe) else _NO_MORE
+        notes.append(f"{chosen} of {recipe.select.k}: {fewer}")
+    filled = sum(bool(choice.breaks) for choice in ranked.choices)
+    if filled:
+        notes.append(f"{filled} of {chosen} break a constraint: nothing else was left to fill up with")
+    notes += [f"a constraint cannot be kept: {unmet}" for unmet in ranked.unmet]
     return tuple(notes)
+
+
+def _may_be_few(recipe: Recipe) -> bool:
+    """Whether the recipe asks for fewer than k where fewer are enough."""
+    return recipe.adaptive.by != "none" or recipe.select.strategy == "sift"
 
 
 @dataclass(frozen=True)

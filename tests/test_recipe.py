@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retriever.errors import InvalidInput
+from retriever.ranking.adaptive import Adaptive
+from retriever.ranking.constraints import Constraints
 from retriever.ranking.guard import LEVELS
 from retriever.ranking.order import ORDERS
 from retriever.ranking.recipe import Budget, Filter, Guard, Options, Order, Recipe, Retrieve, Select
@@ -20,8 +22,19 @@ SECTIONS = {
     "guard": ["level", "threshold", "group"],
     "filter": ["where", "match", "exclude"],
     "select": ["strategy", "k", "seed", "fixed", "candidates", "options", "parts"],
+    "constraints": [
+        "at_most",
+        "at_least",
+        "every_label",
+        "near",
+        "near_by",
+        "min_score",
+        "min_trust",
+        "backfill",
+    ],
+    "adaptive": ["by", "k_min", "threshold", "confidence"],
     "order": ["by", "seed"],
-    "budget": ["tokens", "reserve", "counter"],
+    "budget": ["tokens", "reserve", "counter", "fill", "max_field_tokens", "prune"],
 }
 shares = st.floats(0, 1)
 names = st.lists(st.text(max_size=5), max_size=3).map(tuple)
@@ -39,6 +52,10 @@ recipes = st.builds(
         Filter, st.none() | st.text() | st.dictionaries(st.text(max_size=5), st.text() | st.integers()), names, names
     ),
     st.builds(Select, st.sampled_from(list(STRATEGIES)), st.integers(0, 10_000), st.integers(), names),
+    st.builds(
+        Constraints, st.dictionaries(st.text(min_size=1, max_size=5), st.integers(1, 9)), near=st.none() | shares
+    ),
+    st.builds(Adaptive, st.sampled_from(["none", "threshold", "elbow"]), st.integers(0, 9), shares, shares),
     st.builds(Order, st.sampled_from(list(ORDERS)), st.integers()),
     st.builds(Budget, st.none() | st.integers(1, 10_000), st.integers(0, 100), st.text(max_size=9)),
 )
@@ -97,8 +114,8 @@ def test_toml_says_the_same_as_a_mapping(tmp_path):
         Guard("near", 0.8, "author"),
         Filter({"language": "en", "priority": {"<=": 2}}, ("task",), ("é",)),
         Select("random", 3, 7),
-        Order("edges"),
-        Budget(4000, 500),
+        order=Order("edges"),
+        budget=Budget(4000, 500),
     )
     assert Recipe.of(path) == Recipe.of(str(path)) == wanted
     assert type(Recipe.of(path).retrieve.weight) is float
@@ -115,7 +132,8 @@ def test_a_file_that_is_no_toml_is_an_error_with_its_name(tmp_path, content):
 
 def test_an_unknown_section_is_named_with_those_there_are():
     with pytest.raises(
-        InvalidInput, match=r"'retrieval'.*expected one of retrieve, guard, filter, select, order, budget"
+        InvalidInput,
+        match=r"'retrieval'.*expected one of retrieve, guard, filter, select, constraints, adaptive, order, budget",
     ):
         Recipe.of({"retrieval": {}})
 
@@ -206,8 +224,8 @@ def test_options_are_the_keys_of_a_recipe_by_short_name():
         Guard("near", 0.5, "g"),
         Filter('a == "b"', ("m",), ("x",)),
         Select("random", 2, 3, ("f",), 50, {"static": True}),
-        Order("edges", 3),
-        Budget(100, 10),
+        order=Order("edges", 3),
+        budget=Budget(100, 10),
     )
 
 

@@ -136,7 +136,7 @@ def test_the_shared_block_begins_every_prompt_with_the_same_bytes(index, by):
     prompts = [index.prompt(text, recipe=recipe) for text in ("card lost", "fee refund", "promo lock")]
     beginnings = {json.dumps([dict(message) for message in prompt.messages[:6]]) for prompt in prompts}
     assert len(beginnings) == 1
-    assert len({prompt.text[: len(prompt.text) // 4] for prompt in prompts}) == 1
+    assert len({tuple(prompt.text.split("Input: ")[1:4]) for prompt in prompts}) == 1
     assert len({json.dumps([dict(message) for message in prompt.messages[6:]]) for prompt in prompts}) == 3
 
 
@@ -167,7 +167,7 @@ def test_the_guard_takes_the_query_out_of_the_shared_block_too(index):
 def test_a_recipe_as_toml_gives_the_same_selection(index, tmp_path):
     recipe = Recipe.of(MIXED).filled()
     (tmp_path / "mixed.toml").write_text(recipe.to_toml(), encoding="utf-8")
-    assert Recipe.of(tmp_path / "mixed.toml") == recipe
+    assert Recipe.of(tmp_path / "mixed.toml").filled() == recipe
     assert index.select(QUERY, recipe=tmp_path / "mixed.toml") == index.select(QUERY, recipe=MIXED)
 
 
@@ -176,6 +176,83 @@ def test_the_recipe_that_is_stored_with_a_selection_gives_it_again(index):
         chosen = index.select(QUERY, k=6, strategy=name)
         stored = json.loads(json.dumps(chosen.recipe.to_dict()))
         assert index.select(QUERY, recipe=stored) == chosen
+
+
+class TestConstraints:
+    @pytest.mark.parametrize("name", OTHERS)
+    def test_at_most_one_of_each_label_holds_under_every_strategy(self, index, name):
+        recipe = {"select": {"strategy": name, "k": 4}, "constraints": {"at_most": {"label": 1}}}
+        chosen = index.select(QUERY, recipe=recipe)
+        assert sorted(one.example.label for one in chosen) == ["l0", "l1", "l2", "l3"]
+        assert all(one.breaks == () for one in chosen)
+
+    def test_what_is_barred_is_told_with_the_reason(self, index):
+        recipe = {"select": {"k": 2}, "constraints": {"at_most": {"label": 1}}}
+        first, second = (index.select(QUERY, k=2).ids, index.select(QUERY, recipe=recipe))
+        barred = {one.id: one.reason for one in second.dropped}
+        assert all(identity in second.ids or "label" in barred[identity] for identity in first)
+
+    def test_what_fills_up_says_what_it_breaks_and_a_note_counts_it(self, index):
+        recipe = {"select": {"k": 6}, "constraints": {"at_most": {"label": 1}}}
+        chosen = index.select(QUERY, recipe=recipe)
+        assert [bool(one.breaks) for one in chosen] == [False] * 4 + [True] * 2
+        assert "2 of 6 break a constraint" in chosen.notes[-1]
+        fewer = index.select(QUERY, recipe={**recipe, "constraints": {"at_most": {"label": 1}, "backfill": False}})
+        assert fewer.ids == chosen.ids[:4]
+
+    def test_parts_count_for_the_constraints_of_what_comes_after(self, index):
+        recipe = {"select": {"k": 4, "fixed": ["e0"]}, "constraints": {"at_most": {"label": 1}}}
+        chosen = index.select(QUERY, recipe=recipe)
+        assert chosen.ids[0] == "e0"
+        assert sorted(one.example.label for one in chosen) == ["l0", "l1", "l2", "l3"]
+
+    def test_a_constraint_that_nothing_can_keep_is_noted(self, index):
+        recipe = {"select": {"k": 3}, "constraints": {"at_least": {"language": 3}}}
+        assert any("cannot be kept" in note for note in index.select(QUERY, recipe=recipe).notes)
+
+    def test_a_constraint_that_asks_for_nothing_new_changes_nothing(self, index):
+        plain = index.select(QUERY, k=6)
+        loose = index.select(QUERY, recipe={"select": {"k": 6}, "constraints": {"at_most": {"label": 6}}})
+        assert [(one.example.id, one.score) for one in loose] == [(one.example.id, one.score) for one in plain]
+
+
+class TestAdaptiveK:
+    def test_a_threshold_takes_what_reaches_it(self, index):
+        scores = [one.score for one in index.select(QUERY, k=8)]
+        recipe = {"select": {"k": 8}, "adaptive": {"by": "threshold", "threshold": scores[2]}}
+        chosen = index.select(QUERY, recipe=recipe)
+        assert [one.score for one in chosen] == [score for score in scores if score >= scores[2]]
+        assert "this is enough" in chosen.notes[-1]
+
+    def test_never_fewer_than_k_min(self, index):
+        recipe = {"select": {"k": 8}, "adaptive": {"by": "threshold", "threshold": 5.0, "k_min": 3}}
+        assert index.select(QUERY, recipe=recipe).ids == index.select(QUERY, k=3).ids
+
+    def test_confidence_stops_sift_where_enough_is_explained(self, index):
+        whole = index.select(QUERY, k=8, strategy="sift")
+        recipe = {"select": {"k": 8, "strategy": "sift"}, "adaptive": {"by": "confidence", "confidence": 0.5}}
+        chosen = index.select(QUERY, recipe=recipe)
+        assert chosen.ids == whole.ids[: len(chosen)]
+        assert chosen.confidence >= 0.5
+        assert len(chosen) < 8
+
+    def test_confidence_without_sift_is_refused(self, index):
+        with pytest.raises(InvalidInput, match="expected the strategy sift"):
+            index.select(QUERY, recipe={"adaptive": {"by": "confidence"}})
+
+
+class TestBudget:
+    def test_density_and_pruning_are_recipe_keys(self, index):
+        plain = index.prompt(QUERY, recipe={"select": {"k": 8}, "budget": {"tokens": 120}})
+        dense = index.prompt(QUERY, recipe={"select": {"k": 8}, "budget": {"tokens": 120, "fill": "density"}})
+        assert plain.tokens <= 120
+        assert dense.tokens <= 120
+        assert len(dense.demonstrations) >= 1
+
+    def test_a_field_over_its_tokens_is_cut_and_told(self, index):
+        cut = index.prompt(QUERY, recipe={"select": {"k": 3}, "budget": {"max_field_tokens": {"input": 2}}})
+        assert cut.shortened
+        assert {one.example_id for one in cut.shortened} <= set(index.select(QUERY, k=3).ids)
 
 
 def last_first(candidates: Candidates, k: int, options: NoOptions) -> Picks:

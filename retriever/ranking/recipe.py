@@ -16,10 +16,17 @@ exported record. A section that is left out has its defaults.
     k = 8
     candidates = 100           # how many of the most relevant it looks at
     options = {weight = 0.5}   # the strategy's own settings
+    [constraints]
+    at_most = {template = 1}   # by template, label or field
+    near = 0.95                # no two that are more alike
+    [adaptive]
+    by = "elbow"               # none | threshold | elbow | confidence: fewer than k where that is enough
+    k_min = 2
     [order]
-    by = "best-last"           # best-last | best-first | edges | random
+    by = "best-last"           # best-last | best-first | edges | random | complexity | label-interleaved
     [budget]
     tokens = 4000
+    prune = ["rationale"]      # what is tried before a demonstration is left out
 """
 
 from __future__ import annotations
@@ -34,6 +41,8 @@ from typing import TypeAlias, cast
 from indexes.hybrid import MODES, RULES
 from retriever.errors import InvalidInput
 from retriever.example import Json
+from retriever.ranking.adaptive import Adaptive
+from retriever.ranking.constraints import Constraints
 from retriever.ranking.guard import LEVELS, Guard
 from retriever.ranking.order import ORDERS
 from retriever.ranking.strategies import strategy, strategy_names
@@ -198,7 +207,8 @@ class Order:
     """Where each demonstration stands in the prompt.
 
     Attributes:
-        by: `best-last`, `best-first`, `edges` (best last, second best first, and so on inwards) or `random`.
+        by: `best-last`, `best-first`, `edges` (best last, second best first, and so on inwards), `random`, `complexity`
+            (easy to hard) or `label-interleaved`.
         seed: For `random`.
     """
 
@@ -259,6 +269,8 @@ class Recipe:
     guard: Guard = field(default_factory=Guard)
     filter: Filter = field(default_factory=Filter)
     select: Select = field(default_factory=Select)
+    constraints: Constraints = field(default_factory=Constraints)
+    adaptive: Adaptive = field(default_factory=Adaptive)
     order: Order = field(default_factory=Order)
     budget: Budget = field(default_factory=Budget)
 
@@ -267,6 +279,11 @@ class Recipe:
         _one_of("retrieve.rule", self.retrieve.rule, RULES)
         _one_of("guard.level", self.guard.level, LEVELS)
         _check_part(self.select.last, "select")
+        if self.adaptive.by == "confidence" and self.select.strategy != "sift":
+            raise InvalidInput(
+                f"adaptive.by = 'confidence' with {self.select.strategy}",
+                expected="the strategy sift, which tells",
+            )
         for number, part in enumerate(self.select.parts):
             _check_part(part, f"select.parts[{number}]")
         _within("select.candidates", self.select.candidates, 1, 100_000)
