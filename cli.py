@@ -37,7 +37,7 @@ from retriever.options import (
 from retriever.terminal import amount, columns, inert_json, printable, printable_lines, progress, say, table
 
 if TYPE_CHECKING:
-    from retriever import BadRow, Fields, Retriever, Selection
+    from retriever import BadRow, Demonstration, Fields, Retriever, Selection
     from retriever.example import Json
     from retriever.plan import BuildPlan
     from retriever.repair import Repair
@@ -324,8 +324,23 @@ def _show_selection(selection: Selection, *, explain: bool) -> None:
         f"\n{len(selection)} of {selection.eligible:,} eligible examples, mode {retrieve.mode}, "
         f"weight {retrieve.weight}, {selection.generation}, revision {selection.revision}"
     )
+    if selection.confidence is not None:
+        typer.echo(f"the demonstrations explain {selection.confidence:.0%} of the query's variance")
+    for demonstration in selection:
+        typer.echo(f"chosen: {printable(demonstration.example.id)}: {printable(_why(demonstration))}")
     for dropped in selection.dropped:
         typer.echo(f"left out: {printable(dropped.id)}: {printable(dropped.reason)}")
+
+
+def _why(demonstration: Demonstration) -> str:
+    """How it came in, what it was worth then, and what it was traded against."""
+    parts = [f"{demonstration.origin}, for all queries" if demonstration.shared else demonstration.origin]
+    if demonstration.gain is not None:
+        parts.append(f"gain {demonstration.gain:.3f}")
+    if demonstration.against is not None:
+        parts.append(f"most like {demonstration.against}")
+    parts += [f"breaks {constraint}" for constraint in demonstration.breaks]
+    return ", ".join(parts)
 
 
 def _number(channels: Mapping[str, float], name: str) -> str:
@@ -364,6 +379,8 @@ def prompt(
         text = made.text if form == "text" else ""
     for skipped in made.skipped:
         _note(f"{skipped.example_id} is not in the prompt: {skipped.reason}")
+    for shortened in made.shortened:
+        _note(f"{shortened.example_id} is shortened: {shortened.what}")
     if form == "messages":
         _emit(made.messages)
     else:
@@ -711,6 +728,73 @@ def demo(
     _show_selection(selection, explain=True)
     typer.echo("\nThe prompt (best demonstration last, next to the query):\n")
     typer.echo(printable_lines(text))
+
+
+recipes = typer.Typer(name="recipe", help="Show and check recipes.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(recipes)
+
+
+@recipes.command(name="show")
+@_reported
+@with_options(recipe={**RECIPE, **BUDGET})
+def recipe_show(
+    recipe_file: RecipeFile = None,  # type: ignore[valid-type]
+    json_output: Annotated[bool, typer.Option("--json", help="JSON instead of TOML.")] = False,
+    *,
+    recipe: Mapping[str, object],
+) -> None:
+    """Print a recipe with every default filled in.
+
+    \b
+    retriever recipe show --strategy mmr -k 4 > mmr.toml
+    retriever recipe show --recipe mmr.toml --option weight=0.7
+    """
+    from retriever import Recipe
+
+    shown = Recipe.of(recipe_file).with_options(recipe_options(recipe)).filled()
+    if json_output:
+        _emit(shown.to_dict())
+    else:
+        typer.echo(shown.to_toml(), nl=False)
+
+
+@recipes.command(name="check", no_args_is_help=True)
+@_reported
+def recipe_check(
+    file: Annotated[Path, typer.Argument(help="A recipe as TOML.", show_default=False)],
+) -> None:
+    """Check a recipe; exit 2 names the key at fault.
+
+    \b
+    retriever recipe check mmr.toml
+    retriever recipe check mmr.toml && echo good
+    """
+    from retriever import Recipe
+
+    Recipe.of(file)
+    typer.echo(f"{file} is a recipe")
+
+
+@recipes.command(name="list")
+@_reported
+def recipe_list(json_output: JsonFlag = False) -> None:
+    """List the strategies and their settings.
+
+    \b
+    retriever recipe list
+    retriever recipe list --json
+    """
+    from retriever.ranking.strategies import strategy, strategy_names
+
+    found = {name: asdict(strategy(name).options()) for name in strategy_names()}
+    if _wants_json(json_output):
+        _emit(found)
+        return
+    rows = [
+        {"strategy": name, "options": ", ".join(f"{k}={json.dumps(v)}" for k, v in settings.items()) or "none"}
+        for name, settings in found.items()
+    ]
+    typer.echo(table(rows))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

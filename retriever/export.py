@@ -183,6 +183,7 @@ def record(retriever: Retriever, selection: Selection, settings: ExportSettings)
     chosen = _selected(selection)
     chosen["tokens"] = prompt.tokens
     chosen["skipped"] = [skipped.example_id for skipped in prompt.skipped]
+    chosen["shortened"] = [shortened.example_id for shortened in prompt.shortened]
     if settings.form == "messages":
         chosen["messages"] = [dict(message) for message in prompt.messages]
     else:

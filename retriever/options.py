@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 Mode = Literal["hybrid", "dense", "lexical"]
 Guard = Literal["off", "self", "exact", "normalised", "near"]
-Strategy = Literal["top", "random", "fixed"]
 OrderBy = Literal["best-last", "best-first", "edges", "random"]
 Rule = Literal["convex", "rrf"]
 Collisions = Literal["error", "escape", "drop"]
@@ -58,7 +57,9 @@ RECIPE: Mapping[str, object] = {
     "where": _option(str | None, "--where", help="Filter, e.g. 'language == \"en\"'.", panel=_SELECTION),
     "match": _option(list[str] | None, "--match", help="FIELD must be as in the query.", panel=_SELECTION),
     "exclude": _option(list[str] | None, "--exclude", help="ID that must not be chosen.", panel=_SELECTION),
-    "strategy": _option(Strategy | None, "--strategy", help="How to choose (top).", panel=_SELECTION),
+    "strategy": _option(str | None, "--strategy", help="How to choose (top); see recipe list.", panel=_SELECTION),
+    "option": _option(list[str] | None, "--option", help="NAME=VALUE for the strategy.", panel=_SELECTION),
+    "candidates": _option(int | None, "--candidates", help="How many it weighs (100).", panel=_SELECTION),
     "fixed": _option(list[str] | None, "--fixed", help="ID that always comes first.", panel=_SELECTION),
     "seed": _option(int | None, "--seed", help="For what is random (0).", panel=_SELECTION),
     "order": _option(OrderBy | None, "--order", help="Order in the prompt (best-last).", panel=_SELECTION),
@@ -134,7 +135,25 @@ def _left_out(value: object) -> bool:
 
 def recipe_options(recipe: Mapping[str, object]) -> Options:
     """The group `RECIPE` as keyword arguments of `Retriever.select`."""
-    return recipe  # type: ignore[return-value]
+    options = dict(recipe)
+    if "option" in options:
+        options["options"] = dict(_setting(text) for text in cast("list[str]", options.pop("option")))
+    return cast("Options", options)
+
+
+def _setting(text: str) -> tuple[str, object]:
+    """A setting from NAME=VALUE; the value is TOML, or else a text."""
+    import tomllib
+
+    from retriever.errors import InvalidInput
+
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise InvalidInput(f"--option {text!r}", expected="NAME=VALUE")
+    try:
+        return name.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name.strip(), value
 
 
 def embedder_of(options: Mapping[str, object]) -> object:

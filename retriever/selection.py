@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from retriever.example import Example, Json
-from retriever.ranking.order import ORDERS
+from retriever.ranking.order import ORDERS, checked
 from retriever.ranking.recipe import Recipe
 
 
@@ -21,6 +21,10 @@ class Demonstration:
         score: What it was ranked by: the fused score, or the channel's own score in a single-channel mode.
         channels: Cosine (`dense`), BM25 (`lexical`) and `fused`; a channel that had nothing to say is left out.
         origin: How it came in: `fixed`, or the name of the strategy.
+        gain: What it was worth to the strategy at the moment it was chosen; None where the strategy weighs nothing.
+        against: The id of the earlier choice that it was most traded against; None for none.
+        shared: Whether it belongs to the block that all queries share.
+        breaks: The constraints that it breaks: it fills up to k where nothing else is left.
     """
 
     example: Example
@@ -28,6 +32,10 @@ class Demonstration:
     score: float
     channels: Mapping[str, float]
     origin: str
+    gain: float | None = None
+    against: str | None = None
+    shared: bool = False
+    breaks: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Json]:
         """For JSON output."""
@@ -37,6 +45,10 @@ class Demonstration:
             "score": self.score,
             "channels": dict(self.channels),
             "origin": self.origin,
+            "gain": self.gain,
+            "against": self.against,
+            "shared": self.shared,
+            "breaks": list(self.breaks),
             "example": self.example.to_dict(),
         }
 
@@ -67,6 +79,9 @@ class Selection:
         generation: The generation of the index that answered, such as `gen-000007`.
         revision: The revision of the pool that was seen.
         notes: What a reader should know, such as a channel that had nothing to say.
+        confidence: The share of the query's variance that the demonstrations explain, 0 to 1, where the strategy tells
+            (`sift`).
+        arrangement: The ranks, from 0, in the order of a caller's own; None where the recipe's order holds.
     """
 
     query: Example
@@ -77,6 +92,8 @@ class Selection:
     generation: str
     revision: int
     notes: tuple[str, ...] = field(default=())
+    confidence: float | None = None
+    arrangement: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.demonstrations)
@@ -94,9 +111,29 @@ class Selection:
 
     @property
     def in_prompt_order(self) -> tuple[Demonstration, ...]:
-        """The demonstrations as the recipe's order puts them into the prompt."""
+        """The demonstrations as they stand in the prompt.
+
+        Those that all queries share come first, as they were chosen, so that the prompt begins the same for every
+        query; the recipe's order is that of the others. An order of the caller's own rules over all.
+        """
+        if self.arrangement is not None:
+            return tuple(self.demonstrations[rank] for rank in self.arrangement)
+        shared = [one for one in self.demonstrations if one.shared]
+        others = [one for one in self.demonstrations if not one.shared]
         order = self.recipe.order
-        return tuple(self.demonstrations[rank] for rank in ORDERS[order.by](len(self), order.seed, self.query.id))
+        ranks = ORDERS[order.by]([one.example for one in others], order.seed, self.query.id)
+        return (*shared, *(others[rank] for rank in ranks))
+
+    def arranged(self, order: Callable[[Sequence[Demonstration]], Sequence[int]]) -> Selection:
+        """The same selection in an order of the caller's own, which `in_prompt_order` and prompts then follow.
+
+        Args:
+            order: From the demonstrations, best first, to their ranks, from 0, in prompt order.
+
+        Raises:
+            InvalidInput: It does not give each rank once.
+        """
+        return replace(self, arrangement=checked(order(self.demonstrations), len(self)))
 
     def to_dict(self) -> dict[str, Json]:
         """For JSON output; the demonstrations stand in prompt order."""
@@ -109,6 +146,7 @@ class Selection:
             "generation": self.generation,
             "revision": self.revision,
             "notes": list(self.notes),
+            "confidence": self.confidence,
         }
 
 

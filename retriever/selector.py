@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -13,17 +16,24 @@ from retriever.errors import InvalidInput
 from retriever.example import Example
 from retriever.filters import Filters
 from retriever.ranking.guard import LEVELS, leak
-from retriever.ranking.pipeline import Check, Ranked, Rows, rank
-from retriever.ranking.recipe import Recipe
+from retriever.ranking.pipeline import Check, Pool, Ranked, Rows, rank
+from retriever.ranking.recipe import Part, Recipe
+from retriever.ranking.seeding import permutation
+from retriever.ranking.strategies import strategy
+from retriever.ranking.strategies.base import Candidates
+from retriever.ranking.strategies.fixed import FixedOptions
 from retriever.selection import Demonstration, Dropped, Selection, channel_scores
 from retriever.snapshot import Snapshot
 
 _BLOCK_BYTES = 64 << 20
 _BYTES_PER_SCORE = 12
 MAX_BLOCK = 256
+MOST_SHARED = 20_000
+"""Rows that a shared block is chosen from, where the strategy compares them; of a larger pool a seeded sample."""
 
 _NO_TERMS = "no term of the query is in the pool: ranked by the dense channel alone"
 _NO_VECTOR = "the query's text has no vector: ranked by the lexical channel alone"
+_NO_MORE = "the pool, the filters and the guard leave no more"
 _SILENT = "neither channel knows anything of the query: the demonstrations are the first ones of the pool"
 
 Vectors = Callable[[Sequence[str]], NDArray[np.float32]]
@@ -42,6 +52,8 @@ class Selector:
         self.snapshot = snapshot
         self._embed = embed
         self._filters = Filters(snapshot)
+        self._shared: dict[str, Rows] = {}
+        self._sharing = threading.Lock()
 
     @cached_property
     def block(self) -> int:
@@ -63,29 +75,29 @@ class Selector:
             recipe: The settings.
             vectors: The vectors of the queries' keys, shape (queries, dim), when they are known already.
         """
-        recipe = self._with_weight(recipe)
+        recipe = self._filled(recipe)
         texts = [self.snapshot.key.text(query) for query in queries]
         terms = [self.snapshot.analyze(text) for text in texts]
         vectors = self._vectors(texts, terms, recipe, vectors)
         given = [Query(vector, tuple(one)) for vector, one in zip(vectors, terms, strict=True)]
         own = self._own_places(queries, recipe)
         excluded = list(self.snapshot.places_of(recipe.filter.exclude).values())
-        fixed = self._fixed(recipe)
+        rows = _Rows(self, recipe)
         masks = [
             self._filters.eligible(query, recipe.filter, [*excluded, *([] if at is None else [at])])
             for query, at in zip(queries, own, strict=True)
         ]
         scored = self.snapshot.index.score(given, masks)
         return [
-            self._select_one(query, scores, recipe, fixed, at)
+            self._select_one(query, scores, recipe, rows, at)
             for query, scores, at in zip(queries, scored, own, strict=True)
         ]
 
-    def _with_weight(self, recipe: Recipe) -> Recipe:
-        """The recipe with the calibrated weight filled in, so that what is stored says all."""
-        if recipe.retrieve.weight is not None:
-            return recipe
-        return recipe.with_options({"weight": self.snapshot.base.weight})
+    def _filled(self, recipe: Recipe) -> Recipe:
+        """The recipe with the calibrated weight and every default filled in, so that what is stored says all."""
+        if recipe.retrieve.weight is None:
+            recipe = recipe.with_options({"weight": self.snapshot.base.weight})
+        return recipe.filled()
 
     def _vectors(
         self,
@@ -111,53 +123,91 @@ class Selector:
         places = self.snapshot.places_of([query.id for query in queries])
         return [places.get(query.id) for query in queries]
 
-    def _fixed(self, recipe: Recipe) -> Rows:
-        ids = tuple(dict.fromkeys(recipe.select.fixed))
+    def named(self, ids: Sequence[str]) -> Rows:
+        """The rows of examples by their ids, once each.
+
+        Raises:
+            InvalidInput: One is not in the pool.
+        """
+        ids = tuple(dict.fromkeys(ids))
         places = self.snapshot.places_of(ids)
         for identity in ids:
             if identity not in places:
                 raise InvalidInput(f"fixed example {identity!r}", expected="the id of an example in the pool")
         return np.array([places[identity] for identity in ids], dtype=np.int64)
 
+    def shared(self, part: Part, recipe: Recipe) -> Rows:
+        """The rows of a part that all queries share, in the order in which they were chosen."""
+        conditions = json.dumps([asdict(part), recipe.filter.where, recipe.filter.exclude, recipe.select.seed])
+        with self._sharing:
+            if conditions not in self._shared:
+                self._shared[conditions] = self._choose_shared(part, recipe)
+            return self._shared[conditions]
+
+    def _choose_shared(self, part: Part, recipe: Recipe) -> Rows:
+        settings, nobody = part.settings(), Example(id="", input="")
+        method = strategy(part.strategy)
+        if isinstance(settings, FixedOptions):
+            rows = self.named(settings.ids)
+        else:
+            excluded = list(self.snapshot.places_of(recipe.filter.exclude).values())
+            mask = self._filters.eligible(nobody, replace(recipe.filter, match=()), excluded)
+            eligible = np.ones(len(self.snapshot.rows), dtype=np.bool_) if mask is None else mask
+            if self.snapshot.alive is not None:
+                eligible = eligible & self.snapshot.alive
+            order = permutation(len(eligible), recipe.select.seed, "", "shared")
+            rows = order[eligible[order]]
+            if method.shuffled_by(settings, "") is None:
+                rows = np.sort(rows[:MOST_SHARED])
+        reader = _Reader(self, nobody, np.zeros(self.snapshot.dim, dtype=np.float32), ())
+        candidates = Candidates(rows, np.zeros(len(rows)), reader)
+        return rows[method.pick(candidates, part.k, settings).places]
+
     def _select_one(
-        self, query: Example, scores: ChannelScores, recipe: Recipe, fixed: Rows, own: int | None
+        self, query: Example, scores: ChannelScores, recipe: Recipe, rows: _Rows, own: int | None
     ) -> Selection:
         retrieve = recipe.retrieve
         assert retrieve.weight is not None
-        fusion = Fusion(retrieve.mode, retrieve.weight, retrieve.rule, retrieve.rrf_k)
         ranked = rank(
             self.snapshot.index,
             scores,
             recipe,
-            fusion=fusion,
-            fixed=fixed,
+            fusion=Fusion(retrieve.mode, retrieve.weight, retrieve.rule, retrieve.rrf_k),
+            pool=rows.pool(_Reader(self, query, scores.query.vector, scores.query.terms)),
             check=self._check(query, recipe),
-            query_id=query.id,
         )
-        dropped = [*([] if own is None else [(own, "the query itself")]), *sorted(ranked.blocked.items())]
+        left_out = [*sorted(ranked.blocked.items()), *sorted(ranked.barred.items())]
+        dropped = [*([] if own is None else [(own, "the query itself")]), *left_out]
         examples = self.snapshot.examples([place for place, _ in dropped])
         return Selection(
             query,
-            self._demonstrations(ranked, recipe),
+            self._demonstrations(ranked),
             tuple(Dropped(example.id, reason) for example, (_, reason) in zip(examples, dropped, strict=True)),
             len(scores.rows),
             recipe,
             self.snapshot.base.generation.name,
             self.snapshot.revision.number,
-            _notes(scores, len(ranked.hits), recipe),
+            _notes(scores, ranked, recipe),
+            None if ranked.open_variance is None else 1.0 - ranked.open_variance,
         )
 
-    def _demonstrations(self, ranked: Ranked, recipe: Recipe) -> tuple[Demonstration, ...]:
+    def _demonstrations(self, ranked: Ranked) -> tuple[Demonstration, ...]:
         hits = ranked.hits
+        examples = self.snapshot.examples(hits.rows)
+        ids = {choice.row: example.id for choice, example in zip(ranked.choices, examples, strict=True)}
         return tuple(
             Demonstration(
                 example,
                 i + 1,
                 float(hits.fused[i]),
                 channel_scores(float(hits.dense[i]), float(hits.lexical[i]), float(hits.fused[i])),
-                "fixed" if i < ranked.fixed else recipe.select.strategy,
+                choice.origin,
+                choice.gain,
+                None if choice.against is None else ids[choice.against],
+                choice.shared,
+                choice.breaks,
             )
-            for i, example in enumerate(self.snapshot.examples(hits.rows))
+            for i, (choice, example) in enumerate(zip(ranked.choices, examples, strict=True))
         )
 
     def _check(self, query: Example, recipe: Recipe) -> Check | None:
@@ -168,7 +218,7 @@ class Selector:
         return lambda rows: [leak(query, example, guard) for example in self.snapshot.examples(rows)]
 
 
-def _notes(scores: ChannelScores, chosen: int, recipe: Recipe) -> tuple[str, ...]:
+def _notes(scores: ChannelScores, ranked: Ranked, recipe: Recipe) -> tuple[str, ...]:
     notes = []
     if not scores.dense_speaks and not scores.lexical_speaks:
         notes.append(_SILENT)
@@ -176,6 +226,54 @@ def _notes(scores: ChannelScores, chosen: int, recipe: Recipe) -> tuple[str, ...
         notes.append(_NO_TERMS)
     elif not scores.dense_speaks and recipe.retrieve.mode != "lexical":
         notes.append(_NO_VECTOR)
+    chosen = len(ranked.choices)
     if chosen < recipe.select.k and recipe.select.strategy != "fixed":
-        notes.append(f"{chosen} of {recipe.select.k}: the pool, the filters and the guard leave no more")
+        fewer = "this is enough, as the recipe has it" if _may_be_few(recipe) else _NO_MORE
+        notes.append(f"{chosen} of {recipe.select.k}: {fewer}")
+    filled = sum(bool(choice.breaks) for choice in ranked.choices)
+    if filled:
+        notes.append(f"{filled} of {chosen} break a constraint: nothing else was left to fill up with")
+    notes += [f"a constraint cannot be kept: {unmet}" for unmet in ranked.unmet]
     return tuple(notes)
+
+
+def _may_be_few(recipe: Recipe) -> bool:
+    """Whether the recipe asks for fewer than k where fewer are enough."""
+    return recipe.adaptive.by != "none" or recipe.select.strategy == "sift"
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What a recipe names, in rows."""
+
+    selector: Selector
+    recipe: Recipe
+
+    def pool(self, reader: _Reader) -> Pool:
+        return Pool(reader, self.selector.named, lambda part: self.selector.shared(part, self.recipe))
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """What strategies may read, over a snapshot; see `retriever.ranking.strategies.base.Reader`."""
+
+    selector: Selector
+    query: Example
+    query_vector: NDArray[np.float32]
+    query_terms: Sequence[str]
+
+    @property
+    def _snapshot(self) -> Snapshot:
+        return self.selector.snapshot
+
+    def cosines(self, rows: Rows) -> NDArray[np.float64]:
+        return self._snapshot.index.dense.exact(rows, self.query_vector)
+
+    def vectors(self, rows: Rows) -> NDArray[np.float32]:
+        return self._snapshot.index.dense.vectors(rows)
+
+    def examples(self, rows: Rows) -> list[Example]:
+        return self._snapshot.examples(rows)
+
+    def terms(self, examples: Sequence[Example]) -> list[list[str]]:
+        return [self._snapshot.analyze(self._snapshot.key.text(example)) for example in examples]

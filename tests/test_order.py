@@ -5,16 +5,23 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
+from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retriever.errors import InvalidInput
+from retriever.example import Example
 from retriever.ranking.order import ORDERS
+from retriever.ranking.recipe import Recipe
 from retriever.ranking.seeding import permutation
-from retriever.ranking.strategies import STRATEGIES
+from retriever.ranking.strategies import STRATEGIES, strategy_names
 from retriever.ranking.strategies.base import Candidates
+from retriever.ranking.strategies.random import shares
+from retriever.selection import Demonstration, Selection
 
 counts = st.integers(0, 40)
 GOLDEN = {
@@ -28,18 +35,34 @@ GOLDEN = {
 
 
 def test_the_orders_have_these_names():
-    assert list(ORDERS) == ["best-last", "best-first", "edges", "random"]
+    assert list(ORDERS) == ["best-last", "best-first", "edges", "random", "complexity", "label-interleaved"]
 
 
-@given(st.sampled_from(list(ORDERS)), counts, st.integers(), st.text())
-def test_every_order_is_a_permutation(name, count, seed, query_id):
-    assert sorted(ORDERS[name](count, seed, query_id)) == list(range(count))
+def blank(count):
+    return [Example(str(rank), "") for rank in range(count)]
+
+
+examples = st.lists(
+    st.builds(
+        Example,
+        st.just("x"),
+        st.sampled_from(["", "one", "two words", "now three words"]),
+        rationale=st.sampled_from([None, "", "A. B.", "A\nB\nC"]),
+        label=st.sampled_from([None, "a", "b", ["b", "a"], ["c"]]),
+    ),
+    max_size=12,
+)
+
+
+@given(st.sampled_from(list(ORDERS)), examples, st.integers(), st.text())
+def test_every_order_is_a_permutation(name, shown, seed, query_id):
+    assert sorted(ORDERS[name](shown, seed, query_id)) == list(range(len(shown)))
 
 
 @given(counts, st.integers(), st.text())
 def test_best_first_is_best_last_reversed(count, seed, query_id):
-    assert ORDERS["best-first"](count, seed, query_id) == list(range(count))
-    assert ORDERS["best-last"](count, seed, query_id) == ORDERS["best-first"](count, seed, query_id)[::-1]
+    assert ORDERS["best-first"](blank(count), seed, query_id) == list(range(count))
+    assert ORDERS["best-last"](blank(count), seed, query_id) == ORDERS["best-first"](blank(count), seed, query_id)[::-1]
 
 
 @pytest.mark.parametrize(
@@ -47,15 +70,92 @@ def test_best_first_is_best_last_reversed(count, seed, query_id):
     [(0, []), (1, [0]), (2, [1, 0]), (3, [1, 2, 0]), (4, [1, 3, 2, 0]), (5, [1, 3, 4, 2, 0]), (6, [1, 3, 5, 4, 2, 0])],
 )
 def test_edges_by_hand(count, ranks):
-    assert ORDERS["edges"](count, 0, "") == ranks
+    assert ORDERS["edges"](blank(count), 0, "") == ranks
 
 
 @given(st.integers(1, 40))
 def test_edges_get_weaker_towards_the_middle(count):
-    ranks = ORDERS["edges"](count, 0, "")
+    ranks = ORDERS["edges"](blank(count), 0, "")
     weakest = ranks.index(count - 1)
     assert ranks[: weakest + 1] == sorted(ranks[: weakest + 1])
     assert ranks[weakest:] == sorted(ranks[weakest:], reverse=True)
+
+
+def test_complexity_goes_from_easy_to_hard_and_of_equals_the_better_is_later():
+    rationales = ["A. B. C.", "A.", None, "A. B.", "A. B."]
+    shown = [Example(str(rank), "x", rationale=one) for rank, one in enumerate(rationales)]
+    assert ORDERS["complexity"](shown, 0, "") == [2, 1, 4, 3, 0]
+    words = [Example(str(rank), one) for rank, one in enumerate(["a b", "a", "a b c", "a b"])]
+    assert ORDERS["complexity"](words, 0, "") == [1, 3, 0, 2]
+
+
+def labelled(labels):
+    return [Example(str(rank), "x", label=label or None) for rank, label in enumerate(labels)]
+
+
+@pytest.mark.parametrize(
+    ("labels", "ranks"),
+    [
+        ("", []),
+        ("a", [0]),
+        ("aab", [1, 2, 0]),
+        ("abc", [2, 1, 0]),
+        ("aabb", [3, 1, 2, 0]),
+        ("aaa", [2, 1, 0]),
+        ("acbbb", [4, 3, 1, 2, 0]),  # after a the best is c, but then nothing would part the three b
+    ],
+)
+def test_interleaved_labels_by_hand(labels, ranks):
+    assert ORDERS["label-interleaved"](labelled(labels), 0, "") == ranks
+
+
+@given(st.text("abc", min_size=1, max_size=6))
+def test_interleaved_labels_have_as_few_equal_neighbours_as_a_best_last_order_can_have(labels):
+    def equal(ranks):
+        return sum(labels[one] == labels[other] for one, other in pairwise(ranks))
+
+    found = ORDERS["label-interleaved"](labelled(labels), 0, "")
+    assert found[-1] == 0
+    assert equal(found) == min(equal((*rest, 0)) for rest in permutations(range(1, len(labels))))
+
+
+def test_within_a_label_the_better_stands_later():
+    labels = "abacabcab"
+    found = ORDERS["label-interleaved"](labelled(labels), 0, "")
+    for label in "abc":
+        mine = [rank for rank in found if labels[rank] == label]
+        assert mine == sorted(mine, reverse=True)
+
+
+def selected(by, shared=(), count=4):
+    demonstrations = tuple(
+        Demonstration(Example(str(i), "x"), i + 1, 1.0, {}, "top", shared=i in shared) for i in range(count)
+    )
+    recipe = Recipe.of({"order": {"by": by}})
+    return Selection(Example("q", "x"), demonstrations, (), count, recipe, "gen-000001", 1)
+
+
+def shown_ids(selection):
+    return "".join(one.example.id for one in selection.in_prompt_order)
+
+
+def test_what_all_queries_share_comes_first_as_it_was_chosen():
+    assert shown_ids(selected("best-last")) == "3210"
+    assert shown_ids(selected("best-last", shared=(0, 1))) == "0132"
+    assert shown_ids(selected("edges", shared=(0,))) == "0231"
+
+
+def test_a_caller_can_arrange_the_demonstrations():
+    selection = selected("best-last").arranged(lambda shown: [1, 0, *range(2, len(shown))])
+    assert shown_ids(selection) == "1023"
+    assert selection.ids == ("0", "1", "2", "3")
+    assert [one["id"] for one in selection.to_dict()["demonstrations"]] == list("1023")
+
+
+@pytest.mark.parametrize("ranks", [[0, 1, 2], [0, 1, 2, 2], [0, 1, 2, 4], [-1, 0, 1, 2], []])
+def test_an_order_of_a_caller_must_give_each_rank_once(ranks):
+    with pytest.raises(InvalidInput, match="each of the ranks 0 to 3 once"):
+        selected("best-last").arranged(lambda shown: ranks)
 
 
 @pytest.mark.parametrize(("arguments", "wanted"), GOLDEN.items())
@@ -80,7 +180,7 @@ def test_permutations_are_the_same_in_a_process_with_another_hash_seed():
 
 
 def test_the_random_order_is_the_permutation_for_that_purpose():
-    assert ORDERS["random"](10, 0, "q") == GOLDEN[10, 0, "q", "order"]
+    assert ORDERS["random"](blank(10), 0, "q") == GOLDEN[10, 0, "q", "order"]
 
 
 @given(st.integers(0, 200), st.integers(), st.text(), st.text())
@@ -95,24 +195,43 @@ def test_permutations_differ_by_seed_query_and_purpose_and_treat_all_places_alik
     assert (abs(firsts - 500) < 100).all()  # over five standard deviations
 
 
+NAMES = ["top", "random", "fixed", "mmr", "dpp", "sift", "coverage", "balanced", "cluster", "complexity"]
+
+
 def test_the_strategies_have_these_names():
-    assert list(STRATEGIES) == ["top", "random", "fixed"]
+    assert list(STRATEGIES) == NAMES
+    assert list(strategy_names())[: len(NAMES)] == NAMES
 
 
-@given(st.sampled_from(["top", "random"]), st.integers(0, 12), st.integers(0, 15))
-def test_top_and_random_take_the_first_k_of_the_candidates(name, count, k):
-    candidates = Candidates(np.arange(count)[::-1].copy(), np.linspace(1, 0, count))
+@given(st.sampled_from(["top", "random", "fixed"]), st.integers(0, 12), st.integers(0, 15))
+def test_top_random_and_fixed_take_the_first_k_of_the_candidates(name, count, k):
+    strategy = STRATEGIES[name]
+    candidates = Candidates(np.arange(count)[::-1].copy(), np.linspace(1, 0, count), reader=None)
     assert len(candidates) == count
-    places = STRATEGIES[name].pick(candidates, k)
-    assert places.tolist() == list(range(min(k, count)))
-    assert STRATEGIES[name].depth(k) == k
+    assert strategy.pick(candidates, k, strategy.options()).places.tolist() == list(range(min(k, count)))
+    assert strategy.depth(k, 100, strategy.options()) == k
 
 
-@given(st.integers(0, 12), st.integers(0, 15))
-def test_fixed_takes_no_candidate_and_looks_at_none(count, k):
-    assert len(STRATEGIES["fixed"].pick(Candidates(np.arange(count), np.zeros(count)), k)) == 0
-    assert STRATEGIES["fixed"].depth(k) == 0
+def test_only_random_sees_its_candidates_shuffled_by_query_or_for_all_alike():
+    assert [name for name, one in STRATEGIES.items() if one.shuffled_by(one.options(), "q") is not None] == ["random"]
+    random = STRATEGIES["random"]
+    assert random.shuffled_by(random.options(), "q") == "q"
+    assert random.shuffled_by(random.options(static=True), "q") == ""
 
 
-def test_only_random_sees_its_candidates_shuffled():
-    assert [name for name, strategy in STRATEGIES.items() if strategy.shuffled] == ["random"]
+@given(st.dictionaries(st.text(max_size=3), st.integers(1, 20), min_size=1), st.data())
+def test_shares_are_within_one_of_the_exact_share_and_sum_to_k(sizes, data):
+    total = sum(sizes.values())
+    k = data.draw(st.integers(0, total))
+    given_ = shares(Counter(sizes), k)
+    assert sum(given_.values()) == k
+    for name, size in sizes.items():
+        assert abs(given_[name] - size * k / total) < 1
+        assert given_[name] <= size
+
+
+def test_shares_go_to_the_largest_remainders_and_equal_ones_by_name():
+    # 10 · (5, 3, 2) / 10 = 5, 3, 2 exactly; of 4: 2.0, 1.2, 0.8, so the last one is rounded up.
+    assert shares(Counter(a=5, b=3, c=2), 10) == Counter(a=5, b=3, c=2)
+    assert shares(Counter(a=5, b=3, c=2), 4) == Counter(a=2, b=1, c=1)
+    assert shares(Counter(b=1, a=1), 1) == Counter(a=1)

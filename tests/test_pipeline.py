@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from indexes.dense import DenseIndex, Segment
 from indexes.hybrid import Fusion, HybridIndex, Query
 from indexes.lexical import BM25Index, Postings
-from retriever.ranking.pipeline import Ranked, rank
+from retriever.example import Example
+from retriever.ranking.pipeline import Pool, Ranked, rank
 from retriever.ranking.recipe import Recipe
 from retriever.ranking.seeding import permutation
 from retriever.ranking.strategies import STRATEGIES
@@ -69,7 +70,7 @@ def oracle(pool: int, fusion: Fusion, blocked: frozenset[int], rows: list[int]) 
 
 
 def run(
-    pool: int, fusion: Fusion, blocked: frozenset[int], *, fixed=(), eligible=None, query_id="q", **select
+    pool: int, fusion: Fusion, blocked: frozenset[int], *, fixed=(), eligible=None, query_id="q", shared=(), **select
 ) -> Ranked:
     index, _, _, query = POOLS[pool]
     asked: list[int] = []
@@ -79,22 +80,48 @@ def run(
         return [f"blocked {row}" if row in blocked else None for row in rows.tolist()]
 
     [scores] = index.score([query], [eligible])
-    ranked = rank(
-        index,
-        scores,
-        Recipe.of({"select": select}),
-        fusion=fusion,
-        fixed=np.array(fixed, dtype=np.int64),
-        check=check,
-        query_id=query_id,
-    )
+    recipe = Recipe.of({"select": {**select, "fixed": [str(row) for row in fixed]}})
+    ranked = rank(index, scores, recipe, fusion=fusion, pool=reads(pool, query_id, shared), check=check)
     assert len(asked) == len(set(asked))  # the guard never looks at a row twice
     assert ranked.blocked == {row: f"blocked {row}" for row in asked if row in blocked}
     return ranked
 
 
+def fixed_of(ranked: Ranked) -> int:
+    return sum(choice.origin == "fixed" for choice in ranked.choices)
+
+
 def rows_of(ranked: Ranked) -> list[int]:
     return ranked.hits.rows.tolist()
+
+
+class Reads:
+    """What strategies may read of one of the pools."""
+
+    def __init__(self, pool: int, query_id: str = "q") -> None:
+        self.index, self.all_vectors, self.documents, query = POOLS[pool]
+        self.query = Example(query_id, " ".join(query.terms))
+        self.query_vector, self.query_terms = query.vector, query.terms
+
+    def cosines(self, rows):
+        return self.index.dense.exact(rows, self.query_vector)
+
+    def vectors(self, rows):
+        return self.all_vectors[rows]
+
+    def examples(self, rows):
+        return [Example(str(row), " ".join(self.documents[row]), label=f"l{row % 3}") for row in rows]
+
+    def terms(self, examples):
+        return [example.input_text.split() for example in examples]
+
+
+def reads(pool: int, query_id: str = "q", shared=()) -> Pool:
+    return Pool(
+        Reads(pool, query_id),
+        named=lambda ids: np.array([int(identity) for identity in ids], dtype=np.int64),
+        shared=lambda part: np.array(shared[: part.k], dtype=np.int64),
+    )
 
 
 pools = st.sampled_from(range(len(POOLS)))
@@ -130,7 +157,7 @@ def test_the_top_k_is_that_of_the_fusion_over_the_unblocked_rows_alone(pool, fus
     wanted = oracle(pool, fusion, blocked, list(range(ROWS)))[:k]
     assert rows_of(ranked) == [row for row, _ in wanted]
     np.testing.assert_allclose(ranked.hits.fused, [score for _, score in wanted], rtol=0, atol=1e-12)
-    assert ranked.fixed == 0
+    assert fixed_of(ranked) == 0
 
 
 @settings(max_examples=60, deadline=None)
@@ -200,7 +227,7 @@ def test_random_does_not_depend_on_how_the_channels_are_fused():
     blocks,
     st.lists(st.integers(0, ROWS - 1), unique=True, max_size=6),
     st.integers(0, 12),
-    st.sampled_from(list(STRATEGIES)),
+    st.sampled_from(["top", "random", "fixed"]),
 )
 def test_fixed_rows_come_first_and_the_strategy_fills_the_rest(pool, fusion, blocked, fixed, k, strategy):
     ranked = run(pool, fusion, blocked, fixed=fixed, k=k, strategy=strategy)
@@ -212,7 +239,7 @@ def test_fixed_rows_come_first_and_the_strategy_fills_the_rest(pool, fusion, blo
     else:
         others = []
     assert rows_of(ranked) == (first + [row for row in others if row not in first])[:k]
-    assert ranked.fixed == len(first)
+    assert fixed_of(ranked) == len(first)
     scores = dict(oracle(pool, fusion, blocked, list(range(ROWS))))
     np.testing.assert_allclose(ranked.hits.fused, [scores[row] for row in rows_of(ranked)], rtol=0, atol=1e-12)
 
@@ -220,7 +247,7 @@ def test_fixed_rows_come_first_and_the_strategy_fills_the_rest(pool, fusion, blo
 def test_a_fixed_row_that_is_not_eligible_is_left_out():
     mask = np.arange(ROWS) != 5
     ranked = run(0, Fusion(), frozenset(), fixed=[5, 6], k=2, strategy="fixed", eligible=mask)
-    assert (rows_of(ranked), ranked.fixed) == ([6], 1)
+    assert (rows_of(ranked), fixed_of(ranked)) == ([6], 1)
 
 
 @pytest.mark.parametrize("strategy", ["top", "random"])
@@ -237,7 +264,7 @@ def test_nothing_is_chosen_where_everything_is_blocked_or_nothing_is_asked_for(s
 def test_without_a_guard_nothing_is_blocked():
     index, _, _, query = POOLS[0]
     [scores] = index.score([query])
-    ranked = rank(index, scores, Recipe(), fusion=Fusion(), fixed=np.empty(0, np.int64), check=None, query_id="q")
+    ranked = rank(index, scores, Recipe(), fusion=Fusion(), pool=reads(0), check=None)
     assert ranked.blocked == {}
     assert rows_of(ranked) == [row for row, _ in oracle(0, Fusion(), frozenset(), list(range(ROWS)))[:8]]
 
@@ -251,6 +278,68 @@ def test_the_guard_does_not_look_at_the_whole_pool_for_a_few_rows():
         looked.extend(rows.tolist())
         return [None] * len(rows)
 
-    fixed = np.empty(0, np.int64)
-    rank(index, scores, Recipe.of({"select": {"k": 3}}), fusion=Fusion(), fixed=fixed, check=check, query_id="q")
+    rank(index, scores, Recipe.of({"select": {"k": 3}}), fusion=Fusion(), pool=reads(0), check=check)
     assert len(looked) <= 3 + 2  # those chosen, and the best of each channel
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    pools,
+    fusions,
+    blocks,
+    st.sampled_from(sorted(STRATEGIES)),
+    st.integers(0, 12),
+    st.lists(st.integers(0, ROWS - 1), unique=True, max_size=3),
+)
+def test_every_strategy_gives_as_many_as_there_are_up_to_k_and_repeats_none(pool, fusion, blocked, strategy, k, fixed):
+    ranked = run(pool, fusion, blocked, strategy=strategy, k=k, fixed=fixed)
+    rows = rows_of(ranked)
+    there = min(k, ROWS - len(blocked)) if strategy != "fixed" else min(k, len(set(fixed) - blocked))
+    assert len(rows) == len(set(rows)) == there
+    assert not blocked & set(rows)
+
+
+def test_parts_choose_one_after_the_other_and_the_strategy_fills_up():
+    parts = [{"strategy": "mmr", "k": 3, "options": {"weight": 0.7}}, {"strategy": "random", "k": 2}]
+    ranked = run(0, Fusion(), frozenset(), strategy="top", k=8, fixed=[4], parts=parts)
+    assert [choice.origin for choice in ranked.choices] == ["fixed", *["mmr"] * 3, *["random"] * 2, *["top"] * 2]
+    assert len(set(rows_of(ranked))) == 8
+    rest = [row for row, _ in oracle(0, Fusion(), frozenset(), list(range(ROWS))) if row not in rows_of(ranked)[:6]]
+    assert rows_of(ranked)[6:] == rest[:2]
+    assert (
+        rows_of(ranked)[1:4] == rows_of(run(0, Fusion(), frozenset([4]), strategy="mmr", options={"weight": 0.7}))[:3]
+    )
+
+
+def test_a_part_never_takes_more_than_is_left_of_k():
+    ranked = run(0, Fusion(), frozenset(), k=2, parts=[{"strategy": "random", "k": 5}])
+    assert [choice.origin for choice in ranked.choices] == ["random", "random"]
+
+
+def test_a_shared_block_comes_first_and_loses_what_is_blocked_or_not_eligible():
+    parts = [{"strategy": "mmr", "k": 1}, {"strategy": "random", "k": 4, "shared": True}]
+    mask = np.arange(ROWS) != 30
+    ranked = run(0, Fusion(), frozenset([10]), k=6, parts=parts, shared=[50, 30, 10, 20], eligible=mask)
+    assert [choice.row for choice in ranked.choices if choice.shared] == [50, 20]
+    assert [choice.shared for choice in ranked.choices] == [True, True, False, False, False, False]
+
+
+def test_what_a_pick_was_worth_and_what_it_was_traded_against_is_told():
+    ranked = run(0, Fusion(), frozenset(), strategy="mmr", k=4, options={"weight": 0.5})
+    first, *others = ranked.choices
+    cosines = {choice.row: float(Reads(0).cosines(np.array([choice.row]))[0]) for choice in ranked.choices}
+    assert first.gain == pytest.approx(0.5 * cosines[first.row])
+    assert first.against is None
+    chosen = [first.row]
+    vectors = POOLS[0][1].astype(float)
+    for choice in others:
+        likeness = {row: float(vectors[row] @ vectors[choice.row]) for row in chosen}
+        assert choice.against == max(likeness, key=likeness.get)
+        assert choice.gain == pytest.approx(0.5 * cosines[choice.row] - 0.5 * max(likeness.values()), abs=1e-6)
+        chosen.append(choice.row)
+
+
+def test_sift_tells_what_it_leaves_open():
+    ranked = run(0, Fusion(), frozenset(), strategy="sift", k=4)
+    assert ranked.open_variance == pytest.approx(1 - sum(choice.gain for choice in ranked.choices), abs=1e-6)
+    assert run(0, Fusion(), frozenset(), k=4).open_variance is None

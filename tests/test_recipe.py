@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retriever.errors import InvalidInput
+from retriever.ranking.adaptive import Adaptive
+from retriever.ranking.constraints import Constraints
 from retriever.ranking.guard import LEVELS
 from retriever.ranking.order import ORDERS
 from retriever.ranking.recipe import Budget, Filter, Guard, Options, Order, Recipe, Retrieve, Select
@@ -19,9 +21,20 @@ SECTIONS = {
     "retrieve": ["mode", "weight", "rule", "rrf_k"],
     "guard": ["level", "threshold", "group"],
     "filter": ["where", "match", "exclude"],
-    "select": ["strategy", "k", "seed", "fixed"],
+    "select": ["strategy", "k", "seed", "fixed", "candidates", "options", "parts"],
+    "constraints": [
+        "at_most",
+        "at_least",
+        "every_label",
+        "near",
+        "near_by",
+        "min_score",
+        "min_trust",
+        "backfill",
+    ],
+    "adaptive": ["by", "k_min", "threshold", "confidence"],
     "order": ["by", "seed"],
-    "budget": ["tokens", "reserve", "counter"],
+    "budget": ["tokens", "reserve", "counter", "fill", "max_field_tokens", "prune"],
 }
 shares = st.floats(0, 1)
 names = st.lists(st.text(max_size=5), max_size=3).map(tuple)
@@ -39,6 +52,10 @@ recipes = st.builds(
         Filter, st.none() | st.text() | st.dictionaries(st.text(max_size=5), st.text() | st.integers()), names, names
     ),
     st.builds(Select, st.sampled_from(list(STRATEGIES)), st.integers(0, 10_000), st.integers(), names),
+    st.builds(
+        Constraints, st.dictionaries(st.text(min_size=1, max_size=5), st.integers(1, 9)), near=st.none() | shares
+    ),
+    st.builds(Adaptive, st.sampled_from(["none", "threshold", "elbow"]), st.integers(0, 9), shares, shares),
     st.builds(Order, st.sampled_from(list(ORDERS)), st.integers()),
     st.builds(Budget, st.none() | st.integers(1, 10_000), st.integers(0, 100), st.text(max_size=9)),
 )
@@ -97,8 +114,8 @@ def test_toml_says_the_same_as_a_mapping(tmp_path):
         Guard("near", 0.8, "author"),
         Filter({"language": "en", "priority": {"<=": 2}}, ("task",), ("é",)),
         Select("random", 3, 7),
-        Order("edges"),
-        Budget(4000, 500),
+        order=Order("edges"),
+        budget=Budget(4000, 500),
     )
     assert Recipe.of(path) == Recipe.of(str(path)) == wanted
     assert type(Recipe.of(path).retrieve.weight) is float
@@ -115,7 +132,8 @@ def test_a_file_that_is_no_toml_is_an_error_with_its_name(tmp_path, content):
 
 def test_an_unknown_section_is_named_with_those_there_are():
     with pytest.raises(
-        InvalidInput, match=r"'retrieval'.*expected one of retrieve, guard, filter, select, order, budget"
+        InvalidInput,
+        match=r"'retrieval'.*expected one of retrieve, guard, filter, select, constraints, adaptive, order, budget",
     ):
         Recipe.of({"retrieval": {}})
 
@@ -150,18 +168,18 @@ def test_a_section_that_is_no_table_is_named():
         ("order", "by", "worst", "best-last, best-first, edges, random"),
         ("budget", "tokens", 0, "from 1 to"),
         ("budget", "reserve", -1, "from 0 to"),
-        ("retrieve", "weight", "0.5", "float"),
-        ("retrieve", "weight", True, "float"),
-        ("retrieve", "mode", None, "str"),
-        ("guard", "group", 1, "str"),
-        ("filter", "where", ["a"], "str"),
-        ("filter", "match", "task", "tuple"),
-        ("filter", "exclude", [1], "tuple"),
-        ("select", "k", 8.0, "int"),
-        ("select", "k", True, "int"),
-        ("select", "k", "8", "int"),
-        ("select", "seed", None, "int"),
-        ("budget", "tokens", 1.5, "int"),
+        ("retrieve", "weight", "0.5", "a number"),
+        ("retrieve", "weight", True, "a number"),
+        ("retrieve", "mode", None, "a text"),
+        ("guard", "group", 1, "a text"),
+        ("filter", "where", ["a"], "a text"),
+        ("filter", "match", "task", "a list"),
+        ("filter", "exclude", [1], "a text"),
+        ("select", "k", 8.0, "a whole number"),
+        ("select", "k", True, "a whole number"),
+        ("select", "k", "8", "a whole number"),
+        ("select", "seed", None, "a whole number"),
+        ("budget", "tokens", 1.5, "a whole number"),
     ],
 )
 def test_an_impossible_value_names_its_key_and_what_is_allowed(section, key, value, expected):
@@ -197,15 +215,17 @@ def test_options_are_the_keys_of_a_recipe_by_short_name():
         tokens=100,
         reserve=10,
         counter="estimate",
+        candidates=50,
+        options={"static": True},
     )
     assert set(options) == set(Options.__annotations__)
     assert Recipe().with_options(options) == Recipe(
         Retrieve("dense", 1.0, "rrf"),
         Guard("near", 0.5, "g"),
         Filter('a == "b"', ("m",), ("x",)),
-        Select("random", 2, 3, ("f",)),
-        Order("edges", 3),
-        Budget(100, 10),
+        Select("random", 2, 3, ("f",), 50, {"static": True}),
+        order=Order("edges", 3),
+        budget=Budget(100, 10),
     )
 
 
@@ -228,8 +248,11 @@ def test_each_option_changes_one_key_and_leaves_the_others(option):
         "tokens": 9,
         "reserve": 9,
         "counter": "tiktoken:x",
+        "candidates": 7,
+        "options": {"weight": 0.25},
     }[option]
-    before, after = asdict(Recipe()), asdict(Recipe().with_options({option: value}))
+    start = Recipe.of({"select": {"strategy": "mmr"}})
+    before, after = asdict(start), asdict(start.with_options({option: value}))
     changed = [(s, k) for s, keys in SECTIONS.items() for k in keys if before[s][k] != after[s][k]]
     assert len(changed) == 1
     [(section, key)] = changed
@@ -257,3 +280,50 @@ def test_the_limit_of_a_budget_is_the_tokens_less_the_reserve():
     assert Budget().limit is None
     assert Budget(reserve=5).limit is None
     assert Budget(100, 30).limit == 70
+
+
+def test_the_options_of_one_strategy_are_not_kept_for_another():
+    recipe = Recipe.of({"select": {"strategy": "mmr", "options": {"weight": 0.3}}})
+    assert recipe.with_options({"k": 3}).select.options == {"weight": 0.3}
+    assert recipe.with_options({"strategy": "dpp"}).select.options == {}
+
+
+def test_what_is_left_out_of_a_strategy_is_filled_in_and_survives_json():
+    recipe = Recipe.of({"select": {"strategy": "mmr", "parts": [{"strategy": "random", "k": 2, "shared": True}]}})
+    filled = recipe.select.filled()
+    assert filled.options == {"weight": 0.5, "scaling": "raw"}
+    assert filled.parts[0].options == {"static": False, "stratified": False}
+    stored = Recipe.of({"select": asdict(filled)})
+    assert Recipe.of(json.loads(json.dumps(stored.to_dict()))) == stored
+
+
+@pytest.mark.parametrize(
+    ("select", "message"),
+    [
+        ({"strategy": "best"}, r"select\.strategy = 'best'; expected one of top, random, fixed, mmr"),
+        (
+            {"strategy": "mmr", "options": {"lambda": 1}},
+            r"key select\.options\.lambda; expected one of weight, scaling",
+        ),
+        ({"strategy": "mmr", "options": {"weight": 2}}, r"weight = 2\.0; expected a number from 0"),
+        (
+            {"strategy": "mmr", "options": {"scaling": "z"}},
+            r"select\.options\.scaling = 'z'; expected one of raw, min-max",
+        ),
+        ({"strategy": "top", "options": {"weight": 1}}, r"key select\.options\.weight; expected no key here"),
+        ({"parts": [{"strategy": "best"}]}, r"select\.parts\[0\]\.strategy = 'best'"),
+        (
+            {"parts": [{"strategy": "mmr", "shared": True}]},
+            r"mmr for all queries at once; expected one of random, fixed",
+        ),
+        (
+            {"parts": [{"strategy": "mmr", "kk": 1}]},
+            r"key select\.parts\.kk; expected one of strategy, k, options, shared",
+        ),
+        ({"parts": {"strategy": "mmr"}}, r"select\.parts = .*; expected a list"),
+        ({"candidates": 0}, r"select\.candidates = 0"),
+    ],
+)
+def test_what_a_strategy_cannot_use_is_named_with_what_it_can(select, message):
+    with pytest.raises(InvalidInput, match=message):
+        Recipe.of({"select": select})

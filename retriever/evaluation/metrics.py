@@ -6,11 +6,17 @@ Sets of labels make single-label and multi-label pools alike: two examples agree
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from indexes.analyzers import identifiers
 
 TokenSet = frozenset[str]
+
+_TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
 def hit(query: TokenSet, chosen: Sequence[TokenSet]) -> float:
@@ -58,3 +64,33 @@ def _dcg(gains: Sequence[float]) -> float:
 def output_tokens(text: str) -> TokenSet:
     """The token set of an output: identifiers, split at case and underscores, so that code and SQL compare well."""
     return frozenset(identifiers(text))
+
+
+def ngrams(text: str, longest: int = 4) -> frozenset[tuple[str, ...]]:
+    """The distinct n-grams of 1 to `longest` tokens, words and signs, in text order."""
+    tokens = _TOKEN.findall(text)
+    return frozenset(
+        tuple(tokens[start : start + size]) for size in range(1, longest + 1) for start in range(len(tokens) - size + 1)
+    )
+
+
+def ngram_coverage(output: str, demonstrations: Sequence[str], longest: int = 4) -> float:
+    """The share of the n-grams of the true output that stand in some demonstration's output; 1 for an empty output."""
+    wanted = ngrams(output, longest)
+    if not wanted:
+        return 1.0
+    shown = frozenset[tuple[str, ...]]().union(*(ngrams(text, longest) for text in demonstrations))
+    return len(wanted & shown) / len(wanted)
+
+
+def redundancy(vectors: NDArray[np.float32]) -> float:
+    """The mean cosine of two demonstrations, over all pairs; 0 for fewer than two.
+
+    Args:
+        vectors: Unit or zero rows, shape (k, dim).
+    """
+    count = len(vectors)
+    if count < 2:
+        return 0.0
+    wide = vectors.astype(np.float64)
+    return float(((wide.sum(axis=0) ** 2).sum() - (wide**2).sum()) / (count * (count - 1)))

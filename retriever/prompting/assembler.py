@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -10,9 +10,11 @@ from typing import Literal, get_args
 
 from retriever.errors import DelimiterCollision, InvalidInput
 from retriever.example import Example
+from retriever.prompting.fitting import Plan, by_density, fit
+from retriever.prompting.shortening import limited, told
 from retriever.prompting.template import Template
 from retriever.prompting.text import Collisions, TextWriter
-from retriever.prompting.tokens import TokenCounter
+from retriever.prompting.tokens import CachedCounter, TokenCounter
 from retriever.ranking.recipe import Budget
 
 Form = Literal["messages", "text"]
@@ -42,6 +44,19 @@ class Skipped:
 
 
 @dataclass(frozen=True)
+class Shortened:
+    """A demonstration that is in the prompt shorter than it is in the pool.
+
+    Attributes:
+        example_id: Which.
+        what: The fields that were cut or left out.
+    """
+
+    example_id: str
+    what: str
+
+
+@dataclass(frozen=True)
 class Prompt:
     """A prompt, as messages and as text, and what it was made from.
 
@@ -50,7 +65,7 @@ class Prompt:
             query as a user message. Values of examples stand in them verbatim.
         tokens: The length of the whole prompt in its `form`: for messages the tokens of every content, 4 for each
             message and 3 for the reply; for text those of the whole text.
-        demonstrations: Those in the prompt, in its order.
+        demonstrations: Those in the prompt, in its order, as they stand there.
         skipped: Those left out, in the order in which they were given.
         query: The query.
         template: The template; exports name it by `template.name`.
@@ -59,6 +74,7 @@ class Prompt:
         form: Which form was fitted to the budget.
         collisions: The policy of the text form.
         zero_shot: Whether the template's zero-shot line was asked for.
+        shortened: Those in the prompt that had to be shortened, in its order.
     """
 
     messages: list[dict[str, str]]
@@ -72,6 +88,7 @@ class Prompt:
     form: Form
     collisions: Collisions
     zero_shot: bool
+    shortened: tuple[Shortened, ...] = ()
 
     @property
     def text(self) -> str:
@@ -111,6 +128,7 @@ def assemble(
     template: Template,
     counter: TokenCounter,
     priority: Sequence[int] | None = None,
+    scores: Sequence[float] | None = None,
     slots: Mapping[str, str] = _NO_SLOTS,
     budget: Budget = Budget(),
     form: Form = "messages",
@@ -119,9 +137,10 @@ def assemble(
 ) -> Prompt:
     """Builds the prompt of a query.
 
-    Under a budget, demonstrations are taken in the order of their priority; one that does not fit is skipped and the
-    next is tried. The result never exceeds the budget, and no skipped demonstration would still fit. System message,
-    query, the overhead of each message and the reserve are counted.
+    Under a budget, demonstrations are taken in the order of their priority, or by score for each token; one that does
+    not fit is shortened where the budget says how, else skipped, and the next is tried. The result never exceeds the
+    budget, and no skipped demonstration would still fit. System message, query, the overhead of each message and the
+    reserve are counted. The query is never shortened.
 
     Args:
         query: The query; its output is not read.
@@ -130,8 +149,9 @@ def assemble(
         counter: What counts the tokens.
         priority: The rank of each demonstration for the budget, 0 being the most important; equal ranks are taken in
             prompt order. None for prompt order.
+        scores: What each demonstration is worth, for a budget filled by density.
         slots: Values for the template's placeholders that no example has, by name. They are data, as examples are.
-        budget: The limit.
+        budget: The limit, and what is done about what exceeds it.
         form: Which form the budget and `Prompt.tokens` are about.
         collisions: What happens to data that contains a delimiter of the text form. For `form="text"` this is decided
             here, before the budget; for messages only when `Prompt.text` is read.
@@ -145,12 +165,15 @@ def assemble(
     _check(demonstrations, priority, template, form, collisions, zero_shot)
     slots = dict(slots)
     template.check_slots(slots)
+    counter = counter if isinstance(counter, CachedCounter) else CachedCounter(counter.name, counter.count)
+    given = [limited(example, budget.max_field_tokens, counter) for example in demonstrations]
     plan_of = _messages_plan if form == "messages" else _text_plan
-    plan = plan_of(query, demonstrations, TextWriter(template, slots, collisions), counter, zero_shot)
-    ranks = range(len(demonstrations)) if priority is None else priority
-    order = sorted(plan.usable, key=lambda i: (ranks[i], i))
+    plan = plan_of(query, given, TextWriter(template, slots, collisions), counter, zero_shot)
     limit = budget.limit
-    chosen = set(order) if limit is None else _fit(order, plan, limit)
+    if limit is None:
+        chosen = plan.all_of(plan.usable)
+    else:
+        chosen = fit(plan, _order(plan, priority, scores, budget), limit, budget.prune)
     tokens = plan.tokens(chosen)
     if limit is not None and tokens > limit:
         raise InvalidInput(
@@ -158,102 +181,96 @@ def assemble(
             expected=f"at most {budget.tokens} together",
             fix=f"raise the budget to {tokens + budget.reserve}, or reserve less",
         )
-    skipped = _skipped(demonstrations, plan, chosen, limit)
-    kept = tuple(example for i, example in enumerate(demonstrations) if i in chosen)
+    skipped = _skipped(plan, chosen, limit)
+    kept = tuple(chosen[i] for i in sorted(chosen))
+    shorter = tuple(
+        Shortened(chosen[i].id, told(demonstrations[i], chosen[i]))
+        for i in sorted(chosen)
+        if chosen[i] != demonstrations[i]
+    )
     messages = _messages(query, kept, template, slots, trigger=zero_shot and not kept)
-    return Prompt(messages, tokens, kept, skipped, query, template, slots, counter.name, form, collisions, zero_shot)
+    return Prompt(
+        messages, tokens, kept, skipped, query, template, slots, counter.name, form, collisions, zero_shot, shorter
+    )
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What the budget needs to know, by position among the demonstrations.
-
-    Attributes:
-        costs: The tokens each demonstration adds; of text an approximation, for tokens may join across blocks.
-        base: The tokens of the rest, beside at least one demonstration.
-        tokens: The exact length of the prompt with a set of them.
-        refused: Those that cannot be used, and why.
-    """
-
-    costs: list[int]
-    base: int
-    tokens: Callable[[set[int]], int]
-    refused: Mapping[int, str] = field(default_factory=dict)
-
-    @property
-    def usable(self) -> list[int]:
-        return [i for i in range(len(self.costs)) if i not in self.refused]
+def _order(plan: Plan, priority: Sequence[int] | None, scores: Sequence[float] | None, budget: Budget) -> Sequence[int]:
+    """The usable positions, those to be taken first in front."""
+    order = plan.usable if priority is None else sorted(plan.usable, key=lambda i: (priority[i], i))
+    if budget.fill == "order" or budget.limit is None:
+        return order
+    if scores is None or len(scores) != len(plan.demonstrations):
+        raise InvalidInput(
+            "no scores" if scores is None else f"{len(scores)} scores for {len(plan.demonstrations)} demonstrations",
+            expected="one for each demonstration, for a budget filled by density",
+        )
+    return by_density(plan, order, scores, budget.limit)
 
 
 def _messages_plan(
     query: Example, demonstrations: Sequence[Example], writer: TextWriter, counter: TokenCounter, zero_shot: bool
-) -> _Plan:
+) -> Plan:
     def cost(messages: Sequence[dict[str, str]]) -> int:
         return sum(counter.count(message["content"]) + MESSAGE_TOKENS for message in messages)
 
+    def added(example: Example) -> int:
+        return cost(_pair(example, template, slots))
+
     template, slots = writer.template, writer.slots
-    costs = [cost(_pair(example, template, slots)) for example in demonstrations]
+    # By identity: the demonstrations outlive the plan, so that a shortened copy never has the number of another.
+    known = {id(example): added(example) for example in demonstrations}
     base = cost(_messages(query, (), template, slots, trigger=False)) + REPLY_TOKENS
     alone = cost(_messages(query, (), template, slots, trigger=zero_shot)) + REPLY_TOKENS
-    return _Plan(costs, base, lambda chosen: base + sum(costs[i] for i in chosen) if chosen else alone)
+
+    def one(example: Example) -> int:
+        found = known.get(id(example))
+        return added(example) if found is None else found
+
+    def tokens(chosen: Mapping[int, Example]) -> int:
+        return base + sum(map(one, chosen.values())) if chosen else alone
+
+    return Plan(demonstrations, one, base, tokens)
 
 
 def _text_plan(
     query: Example, demonstrations: Sequence[Example], writer: TextWriter, counter: TokenCounter, zero_shot: bool
-) -> _Plan:
+) -> Plan:
     separator = writer.template.separator
-    blocks: dict[int, str] = {}
-    refused: dict[int, str] = {}
-    costs: list[int] = []
+    refused: dict[int, tuple[str, int]] = {}
+    known: dict[int, str] = {}
     for i, example in enumerate(demonstrations):
         try:
-            block = blocks[i] = writer.demonstration(example)
+            known[id(example)] = writer.demonstration(example)
         except DelimiterCollision as collision:
             if writer.collisions != "drop":
                 raise
-            refused[i] = f"contains the delimiter {collision.delimiter!r}"
-            block = "".join(writer.template.fill(name, example, writer.slots) for name in ("text_input", "text_output"))
-        costs.append(counter.count(block + separator))
+            text = "".join(writer.template.fill(name, example, writer.slots) for name in ("text_input", "text_output"))
+            refused[i] = f"contains the delimiter {collision.delimiter!r}", counter.count(text + separator)
     system = writer.system()
     with_any, alone = (writer.query(query, trigger=trigger) for trigger in (False, zero_shot))
 
-    def tokens(chosen: set[int]) -> int:
-        return counter.count(writer.join(system, [blocks[i] for i in sorted(chosen)], with_any if chosen else alone))
+    def block(example: Example) -> str:
+        found = known.get(id(example))
+        return writer.demonstration(example) if found is None else found
 
-    return _Plan(costs, counter.count(writer.join(system, [], with_any)), tokens, refused)
+    def cost(example: Example) -> int:
+        return counter.count(block(example) + separator)
 
+    def tokens(chosen: Mapping[int, Example]) -> int:
+        blocks = [block(chosen[i]) for i in sorted(chosen)]
+        return counter.count(writer.join(system, blocks, with_any if chosen else alone))
 
-def _fit(order: Sequence[int], plan: _Plan, limit: int) -> set[int]:
-    """The demonstrations that fit: greedy by importance, then corrected with exact lengths until none can be added."""
-    used = plan.base
-    chosen: list[int] = []
-    for i in order:
-        if used + plan.costs[i] <= limit:
-            used += plan.costs[i]
-            chosen.append(i)
-    while chosen and plan.tokens(set(chosen)) > limit:
-        chosen.pop()
-    fitting = set(chosen)
-    grew = True
-    while grew:
-        grew = False
-        for i in order:
-            if i not in fitting and plan.tokens(fitting | {i}) <= limit:
-                fitting.add(i)
-                grew = True
-    return fitting
+    return Plan(demonstrations, cost, counter.count(writer.join(system, [], with_any)), tokens, refused)
 
 
-def _skipped(
-    demonstrations: Sequence[Example], plan: _Plan, chosen: set[int], limit: int | None
-) -> tuple[Skipped, ...]:
+def _skipped(plan: Plan, chosen: Mapping[int, Example], limit: int | None) -> tuple[Skipped, ...]:
     tokens = plan.tokens(chosen)
     skipped: list[Skipped] = []
-    for i, example in enumerate(demonstrations):
+    for i, example in enumerate(plan.demonstrations):
         if i in plan.refused:
-            skipped.append(Skipped(example.id, plan.refused[i], plan.costs[i]))
+            skipped.append(Skipped(example.id, *plan.refused[i]))
         elif i not in chosen and limit is not None:
-            added = plan.tokens(chosen | {i}) - tokens
+            added = plan.tokens({**chosen, i: example}) - tokens
             skipped.append(Skipped(example.id, f"needs {added} tokens where {limit - tokens} are left", added))
     return tuple(skipped)
 

@@ -8,18 +8,23 @@ rank fusion, where every row above another counts, ranks are those before the gu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from indexes.hybrid import ChannelScores, Fusion, Hits, HybridIndex
-from retriever.ranking.recipe import Recipe
+from retriever.ranking.adaptive import Adaptive
+from retriever.ranking.constrained import Constrained, View, constrained
+from retriever.ranking.recipe import Part, Recipe
 from retriever.ranking.seeding import permutation
-from retriever.ranking.strategies import STRATEGIES
-from retriever.ranking.strategies.base import Candidates
+from retriever.ranking.strategies import strategy
+from retriever.ranking.strategies.base import Candidates, Reader
+from retriever.ranking.strategies.fixed import FixedOptions
+from retriever.ranking.strategies.picks import NONE
+from retriever.ranking.strategies.sift import Sifted
 
 Rows: TypeAlias = NDArray[np.int64]
 Check: TypeAlias = Callable[[Rows], Sequence[str | None]]
@@ -27,29 +32,64 @@ Check: TypeAlias = Callable[[Rows], Sequence[str | None]]
 
 
 @dataclass(frozen=True)
+class Choice:
+    """A row that was chosen.
+
+    Attributes:
+        row: Its number.
+        origin: The strategy that chose it.
+        gain: What it was worth to the strategy at that moment; None where the strategy weighs nothing.
+        against: The earlier choice that it was most traded against; None for none.
+        shared: Whether it belongs to the block that all queries share.
+        breaks: The constraints that it breaks: it fills up to k where nothing else is left.
+    """
+
+    row: int
+    origin: str
+    gain: float | None = None
+    against: int | None = None
+    shared: bool = False
+    breaks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Ranked:
     """What the ranker chose, best first.
 
     Attributes:
+        choices: The rows, and how each came in.
         hits: The rows and their scores.
-        fixed: How many of the first rows the recipe named.
         blocked: What the guard left out, by row, with the reason.
+        open_variance: The share of the query's variance that the choices leave open, where the strategy tells.
+        barred: What the constraints left out, by row, with the reason.
+        unmet: Constraints that the candidates do not allow to be kept.
     """
 
+    choices: tuple[Choice, ...]
     hits: Hits
-    fixed: int
     blocked: dict[int, str]
+    open_variance: float | None = None
+    barred: Mapping[int, str] = field(default_factory=dict)
+    unmet: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What the ranker may look at beside the scores.
+
+    Attributes:
+        reader: The query, and more about rows.
+        named: From ids to their rows; an id that is not in the pool is an error.
+        shared: The rows of a part that all queries share.
+    """
+
+    reader: Reader
+    named: Callable[[Sequence[str]], Rows]
+    shared: Callable[[Part], Rows]
 
 
 def rank(
-    index: HybridIndex,
-    scores: ChannelScores,
-    recipe: Recipe,
-    *,
-    fusion: Fusion,
-    fixed: Rows,
-    check: Check | None,
-    query_id: str,
+    index: HybridIndex, scores: ChannelScores, recipe: Recipe, *, fusion: Fusion, pool: Pool, check: Check | None
 ) -> Ranked:
     """Chooses up to k rows for one query.
 
@@ -58,29 +98,120 @@ def rank(
         scores: Both channels' scores of the eligible rows.
         recipe: Its `select` section is used.
         fusion: How the channels are combined.
-        fixed: Rows that come first, if they are eligible and pass the guard.
+        pool: Where more is read.
         check: The guard; None when it blocks nothing.
-        query_id: Seeds what is random.
     """
-    strategy = STRATEGIES[recipe.select.strategy]
-    k, seed = recipe.select.k, recipe.select.seed
-    shuffle = _shuffle(index, seed, query_id) if strategy.shuffled else None
+    select = recipe.select
     guarded = _Guarded(index, scores, fusion, check)
-    leading = guarded.passing(fixed[np.isin(fixed, scores.rows)])[:k]
-    rest = k - len(leading)
-    # Fixed rows may be among the best; as many more candidates keep the strategy's view of the others whole.
-    found = guarded.first(strategy.depth(rest) + len(leading) if rest else 0, shuffle)
-    found = found[~np.isin(found, leading)][: strategy.depth(rest)]
-    hits = index.describe(guarded.scores, found, fusion)
-    chosen = strategy.pick(Candidates(hits.rows, hits.fused), rest)
-    rows = np.concatenate([leading, found[chosen]])
-    return Ranked(index.describe(guarded.scores, rows, fusion), len(leading), guarded.blocked)
+    choices: list[Choice] = []
+    barred: dict[int, str] = {}
+    part = _Picked(())
+    for number, one in enumerate(select.plan, start=1):
+        last = number == len(select.plan)
+        count = min(one.k, select.k - len(choices))
+        taken = np.array([choice.row for choice in choices], dtype=np.int64)
+        rows = _rows_for(one, count, guarded, pool, recipe, taken)
+        part = _pick(one, count, rows, taken, guarded, pool, recipe, adaptive=recipe.adaptive if last else Adaptive())
+        choices += part.choices
+        barred |= part.barred
+    chosen = np.array([choice.row for choice in choices], dtype=np.int64)
+    # A copy of the query that the guard meets must not set the scale, wherever it stands and whoever chose.
+    guarded.first(0, None)
+    hits = index.describe(guarded.scores, chosen, fusion)
+    left = {row: why for row, why in barred.items() if row not in chosen}
+    return Ranked(tuple(choices), hits, guarded.blocked, part.open_variance, left, part.unmet)
 
 
-def _shuffle(index: HybridIndex, seed: int, query_id: str) -> Rows:
+@dataclass(frozen=True)
+class _Picked:
+    """What one part chose."""
+
+    choices: tuple[Choice, ...]
+    barred: Mapping[int, str] = field(default_factory=dict)
+    unmet: tuple[str, ...] = ()
+    open_variance: float | None = None
+
+
+def _pick(
+    part: Part,
+    count: int,
+    rows: Rows,
+    taken: Rows,
+    guarded: _Guarded,
+    pool: Pool,
+    recipe: Recipe,
+    *,
+    adaptive: Adaptive,
+) -> _Picked:
+    """The choices of one part. Constraints bind what a strategy chooses for a query, and count what came before."""
+    free = part.shared or part.strategy == "fixed" or recipe.constraints.idle
+    everything = rows if free else np.concatenate([taken, rows])
+    hits = guarded.index.describe(guarded.scores, everything, guarded.fusion)
+    candidates = Candidates(hits.rows, hits.fused, pool.reader)
+    method, settings = strategy(part.strategy), part.settings()
+    count = adaptive.before(hits.fused[len(everything) - len(rows) :], count)
+    if free:
+        picked = method.pick(candidates, count, settings)
+        made = Constrained(picked, ((),) * len(picked), {}, (), picked)
+    else:
+        made = constrained(
+            lambda places, k: method.pick(View(candidates, places), k, settings),
+            candidates,
+            count,
+            recipe.constraints,
+            before=range(len(taken)),
+        )
+    kept, open_variance = len(made.picks), None
+    if isinstance(made.last, Sifted) and len(made.last):
+        kept = min(kept, adaptive.after(made.last.remaining, count))
+        open_variance = float(made.last.remaining[kept - 1]) if kept else None
+    return _Picked(
+        tuple(_choices(made, everything, part)[:kept]),
+        {int(everything[place]): why for place, why in made.barred.items()},
+        made.unmet,
+        open_variance,
+    )
+
+
+def _rows_for(part: Part, count: int, guarded: _Guarded, pool: Pool, recipe: Recipe, taken: Rows) -> Rows:
+    """The candidates of a part, best first: eligible, past the guard and not chosen yet."""
+    settings = part.settings()
+    method = strategy(part.strategy)
+    if isinstance(settings, FixedOptions):
+        rows = guarded.passing(pool.named(settings.ids))
+    elif part.shared:
+        rows = guarded.passing(pool.shared(part))
+    else:
+        depth = method.depth(count, recipe.select.candidates, settings) if count else 0
+        if count and not (recipe.constraints.idle and recipe.adaptive.by == "none"):
+            depth = max(depth, recipe.select.candidates)  # what is barred has to be made up for
+        seeded = method.shuffled_by(settings, pool.reader.query.id)
+        shuffle = None if seeded is None else _shuffle(guarded.index, recipe.select.seed, seeded)
+        # What is chosen already may be among the best; as many more keep the strategy's view of the others whole.
+        rows = guarded.first(min(depth + len(taken), len(guarded.index)) if depth else 0, shuffle)
+        rows = rows[~np.isin(rows, taken)][:depth]
+    return rows[~np.isin(rows, taken)]
+
+
+def _choices(made: Constrained, rows: Rows, part: Part) -> list[Choice]:
+    picked = made.picks
+    return [
+        Choice(
+            int(rows[place]),
+            part.strategy,
+            float(gain) if np.isfinite(gain) else None,
+            None if against == NONE else int(rows[against]),
+            part.shared,
+            breaks,
+        )
+        for place, gain, against, breaks in zip(picked.places, picked.gains, picked.against, made.breaks, strict=True)
+    ]
+
+
+def _shuffle(index: HybridIndex, seed: int, seeded: str) -> Rows:
     """The rows in a random order, which removed ones do not change."""
     rows = np.arange(len(index)) if index.alive is None else np.flatnonzero(index.alive)
-    return rows[permutation(len(rows), seed, query_id, "select")]
+    return rows[permutation(len(rows), seed, seeded, "select")]
 
 
 class _Guarded:
@@ -95,7 +226,8 @@ class _Guarded:
         self._cleared: set[int] = set()
 
     def passing(self, rows: Rows) -> Rows:
-        """The rows among these that the guard lets pass."""
+        """The rows among these that are eligible and that the guard lets pass."""
+        rows = rows[np.isin(rows, self.scores.rows)]
         self._look_at(rows)
         return self._unblocked(rows)
 

@@ -12,31 +12,41 @@ exported record. A section that is left out has its defaults.
     where = 'language == "en" and priority <= 2'
     match = ["task"]           # the example's value must be the query's
     [select]
-    strategy = "top"           # top | random | fixed
+    strategy = "mmr"           # top, random, fixed, mmr, dpp, sift, coverage, balanced, cluster, complexity
     k = 8
+    candidates = 100           # how many of the most relevant it looks at
+    options = {weight = 0.5}   # the strategy's own settings
+    [constraints]
+    at_most = {template = 1}   # by template, label or field
+    near = 0.95                # no two that are more alike
+    [adaptive]
+    by = "elbow"               # none | threshold | elbow | confidence: fewer than k where that is enough
+    k_min = 2
     [order]
-    by = "best-last"           # best-last | best-first | edges | random
+    by = "best-last"           # best-last | best-first | edges | random | complexity | label-interleaved
     [budget]
     tokens = 4000
+    prune = ["rationale"]      # what is tried before a demonstration is left out
 """
 
 from __future__ import annotations
 
 import tomllib
-import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from functools import cache
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from indexes.hybrid import MODES, RULES
 from retriever.errors import InvalidInput
 from retriever.example import Json
+from retriever.ranking.adaptive import Adaptive
+from retriever.ranking.constraints import Constraints
 from retriever.ranking.guard import LEVELS, Guard
 from retriever.ranking.order import ORDERS
-from retriever.ranking.strategies import STRATEGIES
+from retriever.ranking.strategies import strategy, strategy_names
+from retriever.ranking.typed import section
 
 Where: TypeAlias = "str | Mapping[str, Json] | None"
 
@@ -57,6 +67,8 @@ class Options(typing.TypedDict, total=False):
     k: int
     seed: int
     fixed: Sequence[str]
+    candidates: int
+    options: Mapping[str, Json]
     order: str
     tokens: int | None
     reserve: int
@@ -77,6 +89,8 @@ _KEY_OF_OPTION = {
     "k": ("select", "k"),
     "seed": ("select", "seed"),
     "fixed": ("select", "fixed"),
+    "candidates": ("select", "candidates"),
+    "options": ("select", "options"),
     "order": ("order", "by"),
     "tokens": ("budget", "tokens"),
     "reserve": ("budget", "reserve"),
@@ -119,20 +133,73 @@ class Filter:
 
 
 @dataclass(frozen=True)
-class Select:
-    """How the k demonstrations are chosen.
+class Part:
+    """Some of the demonstrations, chosen in a way of their own.
 
     Attributes:
-        strategy: `top`, `random` or `fixed`.
+        strategy: The name of a strategy.
         k: How many, at most.
-        seed: For `random`.
-        fixed: Ids that come first, in this order; the strategy chooses the rest (`fixed` chooses none).
+        options: The strategy's own settings.
+        shared: Whether they are chosen once, for all queries, and stand first in every prompt, so that the beginning of
+            the prompt is the same and a language model's cache serves it. The strategy must do without a query.
+    """
+
+    strategy: str = "top"
+    k: int = 1
+    options: Mapping[str, Json] = field(default_factory=dict)
+    shared: bool = False
+
+    def settings(self, name: str = "select") -> object:
+        """The strategy's settings, defaults filled in.
+
+        Raises:
+            InvalidInput: An unknown strategy or setting, or a value that cannot be used.
+        """
+        return section(strategy(self.strategy).options, self.options, f"{name}.options")
+
+    def filled(self) -> Part:
+        """The same with the default of every setting that was left out."""
+        return replace(self, options={k: _plain(v) for k, v in asdict(self.settings()).items()})  # type: ignore[call-overload]
+
+
+@dataclass(frozen=True)
+class Select:
+    """How the k demonstrations are chosen: `fixed` and each of `parts` first, then the strategy fills up to k.
+
+    Attributes:
+        strategy: The name of a strategy; `fixed` fills up with none.
+        k: How many, at most, altogether.
+        seed: For what is random.
+        fixed: Ids that come first, in this order.
+        candidates: How many of the most relevant examples a strategy that weighs them against each other looks at.
+        options: The strategy's own settings.
+        parts: Further parts, chosen before what the strategy fills up.
     """
 
     strategy: str = "top"
     k: int = 8
     seed: int = 0
     fixed: tuple[str, ...] = ()
+    candidates: int = 100
+    options: Mapping[str, Json] = field(default_factory=dict)
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def last(self) -> Part:
+        """The part that fills up to k."""
+        return Part(self.strategy, self.k, self.options)
+
+    @property
+    def plan(self) -> tuple[Part, ...]:
+        """All parts in the order in which they choose: shared ones, `fixed`, the other ones, the last."""
+        shared = [part for part in self.parts if part.shared]
+        others = [part for part in self.parts if not part.shared]
+        fixed = [Part("fixed", len(self.fixed), {"ids": list(self.fixed)})] if self.fixed else []
+        return (*shared, *fixed, *others, self.last)
+
+    def filled(self) -> Select:
+        """The same with the default of every setting that was left out."""
+        return replace(self, options=self.last.filled().options, parts=tuple(part.filled() for part in self.parts))
 
 
 @dataclass(frozen=True)
@@ -140,7 +207,8 @@ class Order:
     """Where each demonstration stands in the prompt.
 
     Attributes:
-        by: `best-last`, `best-first`, `edges` (best last, second best first, and so on inwards) or `random`.
+        by: `best-last`, `best-first`, `edges` (best last, second best first, and so on inwards), `random`, `complexity`
+            (easy to hard) or `label-interleaved`.
         seed: For `random`.
     """
 
@@ -156,15 +224,32 @@ class Budget:
         tokens: The most tokens, the reserve included; None for no limit.
         reserve: Tokens kept free for the answer.
         counter: What counts them: `estimate`, `tiktoken:NAME` or a `tokenizer.json` file.
+        fill: Which demonstrations come first: by `order` of the selector, or by `density`, the score for each token.
+        max_field_tokens: The most tokens of a demonstration's field: `input`, `output`, `rationale` or `meta.KEY`. A
+            longer text is cut, with a visible mark.
+        prune: What is tried, in this order, before a demonstration that does not fit is left out: its `rationale` is
+            dropped; the `longest` of input and rationale is cut, down to half of it.
     """
 
     tokens: int | None = None
     reserve: int = 0
     counter: str = "estimate"
+    fill: typing.Literal["order", "density"] = "order"
+    max_field_tokens: Mapping[str, int] = field(default_factory=dict)
+    prune: tuple[typing.Literal["rationale", "longest"], ...] = ()
 
     def __post_init__(self) -> None:
         _within("budget.tokens", self.tokens, 1, 100_000_000)
         _within("budget.reserve", self.reserve, 0, 100_000_000)
+        _one_of("budget.fill", self.fill, ("order", "density"))
+        for name, tokens in self.max_field_tokens.items():
+            if not name.startswith("meta."):
+                _one_of("budget.max_field_tokens", name, ("input", "output", "rationale", "meta.KEY"))
+            if type(tokens) is not int:
+                raise InvalidInput(f"budget.max_field_tokens.{name} = {tokens!r}", expected="a whole number")
+            _within(f"budget.max_field_tokens.{name}", tokens, 1, 100_000_000)
+        for stage in self.prune:
+            _one_of("budget.prune", stage, ("rationale", "longest"))
 
     @property
     def limit(self) -> int | None:
@@ -184,6 +269,8 @@ class Recipe:
     guard: Guard = field(default_factory=Guard)
     filter: Filter = field(default_factory=Filter)
     select: Select = field(default_factory=Select)
+    constraints: Constraints = field(default_factory=Constraints)
+    adaptive: Adaptive = field(default_factory=Adaptive)
     order: Order = field(default_factory=Order)
     budget: Budget = field(default_factory=Budget)
 
@@ -191,12 +278,19 @@ class Recipe:
         _one_of("retrieve.mode", self.retrieve.mode, MODES)
         _one_of("retrieve.rule", self.retrieve.rule, RULES)
         _one_of("guard.level", self.guard.level, LEVELS)
-        _one_of("select.strategy", self.select.strategy, tuple(STRATEGIES))
+        _check_part(self.select.last, "select")
+        if self.adaptive.by == "confidence" and self.select.strategy != "sift":
+            raise InvalidInput(
+                f"adaptive.by = 'confidence' with {self.select.strategy}",
+                expected="the strategy sift, which tells",
+            )
+        for number, part in enumerate(self.select.parts):
+            _check_part(part, f"select.parts[{number}]")
+        _within("select.candidates", self.select.candidates, 1, 100_000)
         _one_of("order.by", self.order.by, tuple(ORDERS))
         _within("retrieve.weight", self.retrieve.weight, 0, 1)
         _within("retrieve.rrf_k", self.retrieve.rrf_k, 1, 1_000_000)
         _within("guard.threshold", self.guard.threshold, 0, 1)
-        _within("select.k", self.select.k, 0, MAX_K)
 
     @classmethod
     def of(cls, source: Recipe | Mapping[str, Json] | str | Path | None) -> Recipe:
@@ -226,11 +320,13 @@ class Recipe:
             InvalidInput: An unknown option, or a value of the wrong type or out of range.
         """
         sections: dict[str, dict[str, object]] = {name: dict(values) for name, values in asdict(self).items()}
+        if options.get("strategy", self.select.strategy) != self.select.strategy:
+            sections["select"]["options"] = {}  # those of another strategy mean nothing to this one
         for name, value in options.items():
             if name not in _KEY_OF_OPTION:
                 raise InvalidInput(f"option {name!r}", expected=f"one of {', '.join(_KEY_OF_OPTION)}")
-            section, key = _KEY_OF_OPTION[name]
-            sections[section][key] = value
+            where, key = _KEY_OF_OPTION[name]
+            sections[where][key] = value
         if "seed" in options:
             sections["order"]["seed"] = options["seed"]
         return _from_mapping(sections)
@@ -239,9 +335,38 @@ class Recipe:
         """The recipe as plain data; `Recipe.of` gives it back."""
         return {name: {k: _plain(v) for k, v in section.items()} for name, section in asdict(self).items()}
 
+    def filled(self) -> Recipe:
+        """The same with the default of every strategy's settings that were left out."""
+        return replace(self, select=self.select.filled())
+
+    def to_toml(self) -> str:
+        """The recipe as a TOML file, which `Recipe.of` reads; what is None is left out, as TOML has no word for it."""
+        import tomli_w
+
+        return str(tomli_w.dumps(cast("dict[str, object]", _without_none(self.to_dict()))))
+
+
+def _without_none(value: Json) -> Json:
+    if isinstance(value, dict):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    return [_without_none(item) for item in value] if isinstance(value, list) else value
+
 
 def _plain(value: object) -> Json:
-    return list(value) if isinstance(value, tuple) else value  # type: ignore[return-value]
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return value  # type: ignore[return-value]
+
+
+def _check_part(part: Part, name: str) -> None:
+    _one_of(f"{name}.strategy", part.strategy, strategy_names())
+    _within(f"{name}.k", part.k, 0, MAX_K)
+    part.settings(name)
+    if part.shared and not strategy(part.strategy).blind:
+        blind = [other for other in strategy_names() if strategy(other).blind]
+        raise InvalidInput(f"{name}: {part.strategy} for all queries at once", expected=f"one of {', '.join(blind)}")
 
 
 def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -263,36 +388,5 @@ def _from_mapping(source: Mapping[str, object]) -> Recipe:
     for name, values in source.items():
         if not isinstance(values, Mapping):
             raise InvalidInput(f"recipe section {name!r} is {values!r}", expected="a table of keys")
-        made[name] = _section(sections[name], values, name)  # type: ignore[arg-type]
+        made[name] = section(sections[name], values, name)  # type: ignore[arg-type]
     return Recipe(**made)  # type: ignore[arg-type]
-
-
-@cache
-def _types(section: str) -> Mapping[str, object]:
-    """The declared types of a section's keys; working them out costs more than a selection's bookkeeping."""
-    return typing.get_type_hints(next(f.default_factory for f in fields(Recipe) if f.name == section))
-
-
-def _section(kind: type[object], values: Mapping[str, object], name: str) -> object:
-    """One section from its keys, each checked against the type that the dataclass declares."""
-    types_of = _types(name)
-    unknown = sorted(set(values) - set(types_of))
-    if unknown:
-        raise InvalidInput(f"recipe key {name}.{unknown[0]}", expected=f"one of {', '.join(types_of)}")
-    return kind(**{key: _typed(value, types_of[key], f"{name}.{key}") for key, value in values.items()})
-
-
-def _typed(value: object, wanted: object, key: str) -> object:
-    """The value, with a list made a tuple and a whole number a float where that is what is declared."""
-    options = typing.get_args(wanted) if isinstance(wanted, types.UnionType | typing._UnionGenericAlias) else (wanted,)  # type: ignore[attr-defined]
-    for option in options:
-        origin = typing.get_origin(option) or option
-        if origin is tuple and isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
-            return tuple(value)
-        if origin is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        if isinstance(origin, type) and isinstance(value, origin) and not (origin is int and isinstance(value, bool)):
-            return value
-    raise InvalidInput(
-        f"{key} = {value!r}", expected=str(getattr(wanted, "__name__", wanted)).replace("NoneType", "none")
-    )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from retriever.ranking.strategies.base import Candidates, Places, Strategy
-
-
-def first(candidates: Candidates, k: int) -> Places:
-    """The first k candidates, in their order."""
-    return np.arange(min(k, len(candidates)))
+from retriever.ranking.strategies.base import Candidates, NoOptions, Strategy
+from retriever.ranking.strategies.picks import NONE, Picks, picks
 
 
-TOP = Strategy(pick=first, depth=lambda k: k)
+def first(candidates: Candidates, k: int, options: NoOptions) -> Picks:
+    """The first k candidates, in their order; a gain is the relevance."""
+    count = min(k, len(candidates))
+    return picks(range(count), candidates.relevance[:count].tolist(), [NONE] * count)
+
+
+TOP = Strategy(pick=first, depth=lambda k, candidates, options: k)
