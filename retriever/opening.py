@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,11 +54,14 @@ def read_current(root: Path, pool: Pool) -> Current | None:
     Raises:
         IndexCorrupt: It is damaged, or missing although a build was finished.
     """
+    with contextlib.suppress(IndexMissing):
+        return generations.read_current(root)
+    if pool.head() is None:
+        return None
+    # The pool notes a build once CURRENT names it: one that was not there a moment ago is there by now.
     try:
         return generations.read_current(root)
     except IndexMissing:
-        if pool.head() is None:
-            return None
         raise IndexCorrupt(root / "CURRENT", "is missing", fix=f"repair it: retriever verify {root} --repair") from None
 
 

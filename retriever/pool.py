@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from retriever.errors import IndexCorrupt
 from retriever.example import Example
 from retriever.revisions import Link, Revision, chain
-from retriever.sqlite import connect, connect_read_only, reported
+from retriever.sqlite import connect, connect_read_only, patiently, reported
 
 Change = TypeVar("Change")
 
@@ -115,7 +115,8 @@ class Pool:
             self._connection = connect_read_only(path) if read_only else connect(path, writable=create or writable)
         try:
             if create:
-                self._create_tables()
+                with reported(self.path):
+                    patiently(self._create_tables)
             self._check_schema()
         except BaseException:
             self.close()
@@ -129,27 +130,24 @@ class Pool:
         from sqlite_utils import Database
 
         database = Database(self._connection)
-        with reported(self.path):
-            database.table("examples").create(
-                {
-                    "row": int,
-                    "id": str,
-                    "version": int,
-                    "payload": str,
-                    "hash": str,
-                    "added": int,
-                    "removed": int,
-                },
-                pk="row",
-                not_null={"id", "version", "payload", "hash", "added"},
-                if_not_exists=True,
-            )
-            database.table("vectors").create({"row": int, "vector": bytes}, pk="row", if_not_exists=True)
-            database.table("state").create({"key": str, "value": str, "hash": str}, pk="key", if_not_exists=True)
-            database.execute("CREATE INDEX IF NOT EXISTS examples_id ON examples (id)")
-            database.execute(
-                "CREATE INDEX IF NOT EXISTS examples_removed ON examples (removed) WHERE removed IS NOT NULL"
-            )
+        database.table("examples").create(
+            {
+                "row": int,
+                "id": str,
+                "version": int,
+                "payload": str,
+                "hash": str,
+                "added": int,
+                "removed": int,
+            },
+            pk="row",
+            not_null={"id", "version", "payload", "hash", "added"},
+            if_not_exists=True,
+        )
+        database.table("vectors").create({"row": int, "vector": bytes}, pk="row", if_not_exists=True)
+        database.table("state").create({"key": str, "value": str, "hash": str}, pk="key", if_not_exists=True)
+        database.execute("CREATE INDEX IF NOT EXISTS examples_id ON examples (id)")
+        database.execute("CREATE INDEX IF NOT EXISTS examples_removed ON examples (removed) WHERE removed IS NOT NULL")
 
     def _check_schema(self) -> None:
         """Refuses a file with other tables, and with triggers or views, which would be code that comes with data."""

@@ -6,11 +6,17 @@ import contextlib
 import errno
 import os
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from retriever.errors import IndexCorrupt, IndexLocked, InvalidInput, StorageError
 
+Result = TypeVar("Result")
+
+_PATIENCE = 30.0
+_PAUSE = 0.01
 _UNAVAILABLE = {
     sqlite3.SQLITE_FULL: errno.ENOSPC,
     sqlite3.SQLITE_IOERR: errno.EIO,
@@ -55,12 +61,30 @@ def _why_not_opened(path: Path) -> int:
     return 0
 
 
+def patiently(work: Callable[[], Result]) -> Result:
+    """Does what may be done again, until no other process is in the way, for half a minute at most.
+
+    SQLite waits by itself, but not while a reader rolls back what a killed writer left of its very first transaction.
+
+    Raises:
+        sqlite3.OperationalError: As from the work; that the file is busy, only at the end.
+    """
+    end = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return work()
+        except sqlite3.OperationalError as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                raise
+        time.sleep(_PAUSE)
+
+
 def connect(path: Path, *, writable: bool) -> sqlite3.Connection:
     """A connection in WAL mode; one that is not writable refuses to write."""
-    connection = sqlite3.connect(path, timeout=30.0, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA trusted_schema = OFF")
     if writable:
-        connection.execute("PRAGMA journal_mode = WAL")
+        patiently(lambda: connection.execute("PRAGMA journal_mode = WAL"))
         # Acknowledged means durable: the default of WAL, NORMAL, may lose the last commits with the power.
         connection.execute("PRAGMA synchronous = FULL")
     else:

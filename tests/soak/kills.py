@@ -240,7 +240,7 @@ def forked(work: Callable[[], None], failure: Path) -> int:
         os._exit(code)
 
 
-def kill_writers(root: Path, kills: int, seed: str, report: Report) -> None:
+def kill_writers(root: Path, kills: int, seed: str, report: Report, longest: float) -> None:
     """Kills writers of one index while readers look at it, and checks after each.
 
     Raises:
@@ -257,7 +257,7 @@ def kill_writers(root: Path, kills: int, seed: str, report: Report) -> None:
         for _ in range(kills):
             shared.phase = 0
             writer = forked(functools.partial(write, root, shared), failures[READERS])
-            delay = wait(shared, random_)
+            delay = wait(shared, random_, longest)
             os.kill(writer, signal.SIGKILL)
             os.waitpid(writer, 0)
             report.kills += 1
@@ -277,15 +277,15 @@ def kill_writers(root: Path, kills: int, seed: str, report: Report) -> None:
     check_at_the_end(root)
 
 
-def wait(shared: Shared, random_: random.Random) -> float:
+def wait(shared: Shared, random_: random.Random, longest: float) -> float:
     """Sleeps for as long as the writer may live, and tells how long that was.
 
     Every other time this counts from its first change, for on a busy machine few would get so far.
     """
     if random_.random() < 0.5:
-        delay = math.exp(random_.uniform(math.log(SHORTEST), math.log(LONGEST)))
+        delay = math.exp(random_.uniform(math.log(SHORTEST), math.log(longest)))
     else:
-        delay = random_.uniform(0, LONGEST)
+        delay = random_.uniform(0, longest)
         patience = time.monotonic() + 10
         while shared.phase < PHASES.index("between") and time.monotonic() < patience:
             time.sleep(SHORTEST)
@@ -336,22 +336,28 @@ def check_at_the_end(root: Path) -> None:
         raise Wrong("error", f"left behind: {left or generations}")
 
 
-def warm_up(root: Path) -> None:
-    """Imports and makes once what each process needs, so that a fork has it at once."""
+def warm_up(root: Path) -> float:
+    """Imports and makes once what each process needs, so that a fork has it at once; tells how long a writer may live.
+
+    That is long enough for a first build and some changes on this machine as busy as it is now.
+    """
     with Retriever.build([example("a", 1), example("b", 1)], root, embedder=embed, weight=0.6, note=damaged) as index:
         index.update(example("a", 2))
         index.select("a", k=1)
+    started = time.monotonic()
+    Retriever.build([example("a", 1)], root, embedder=embed, weight=0.6, note=damaged, overwrite=True).close()
     gc.freeze()
+    return max(LONGEST, 4 * (time.monotonic() - started))
 
 
 def run(kills: int, seed: int, folder: Path) -> Report:
     """Kills so many writers, each hundred on an index of its own; the index that fails stays in the folder."""
     report = Report()
-    warm_up(folder / "warm")
+    longest = warm_up(folder / "warm")
     for number, start in enumerate(range(0, kills, PER_INDEX)):
         root = folder / f"{number}.index"
         try:
-            kill_writers(root, min(PER_INDEX, kills - start), f"{seed}/{number}", report)
+            kill_writers(root, min(PER_INDEX, kills - start), f"{seed}/{number}", report, longest)
         except Wrong as error:
             report.wrong[error.kind] += 1
             report.failures.append(str(error))
