@@ -4,7 +4,7 @@ A writer leads an index from state to state, each a function of its number alone
 one it sees, and whether all of it. It notes in shared memory what it attempts, and what has returned; the memory
 outlives it. After each kill the next writer goes on from what is there.
 
-    python -m tests.soak.kills --kills 5000 --seed 1
+    python -m tests.soak.kills 5000 --seed 1
 """
 
 from __future__ import annotations

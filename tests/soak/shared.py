@@ -26,7 +26,6 @@ class Shared:
     attempted = _number(1)
     phase = _number(2)
     stop = _number(3)
-    reads = _number(4)
 
     def count_read(self, reader: int) -> None:
         """Counts a read that was verified."""
