@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 
 from indexes import files
 from indexes.arrays import parse_npy
-from indexes.errors import Incompatible, IndexCorrupt, IndexMissing, OutOfSpace
+from indexes.current import Current, point
+from indexes.errors import Incompatible, IndexCorrupt, OutOfSpace
 
 FORMAT_VERSION = 1
 """What this version writes. It reads every version from 1 to this one."""
@@ -38,33 +39,8 @@ _NAME = re.compile(r"gen-(\d{6,})")
 _TEMPORARY = re.compile(r"(gen-\d{6,}|CURRENT)\.tmp-\d+")
 _FILE_NAME = re.compile(r"[a-z0-9_]+\.(npy|bin|faiss)")
 _MANIFEST = "manifest.json"
-_CURRENT = "CURRENT"
 _SPARE_BYTES = 1 << 20
 _MAX_MANIFEST_BYTES = 1 << 24
-_LINE = re.compile(rb"((gen-\d{6,18}) ([0-9a-f]{64}) (\d{1,18}) ([0-9a-f]{64})) ([0-9a-f]{64})\n")
-
-
-@dataclass(frozen=True)
-class Current:
-    """What CURRENT says; to replace it is the moment at which a change takes place.
-
-    Attributes:
-        generation: The name of the current generation.
-        manifest: The SHA-256 of its manifest.
-        revision: The newest revision of the data beside the generations that readers may see.
-        chain: The digest of that revision and all before it, as whoever keeps the data defines it, 64 hexadecimal
-            digits.
-    """
-
-    generation: str
-    manifest: str
-    revision: int
-    chain: str
-
-    def line(self) -> bytes:
-        """The file's content: the four, and the SHA-256 of what stands before it."""
-        text = f"{self.generation} {self.manifest} {self.revision} {self.chain}".encode()
-        return text + f" {_digest(text)}\n".encode()
 
 
 @dataclass(frozen=True)
@@ -177,42 +153,6 @@ def _manifest_bytes(manifest: Manifest) -> bytes:
 
 def _json(manifest: Manifest) -> bytes:
     return json.dumps(manifest, ensure_ascii=False, indent=1, sort_keys=True).encode()
-
-
-def point(root: Path, current: Current) -> None:
-    """Replaces CURRENT; durable when it returns. The caller holds the lock.
-
-    Raises:
-        StorageError: The disk is full or failed. CURRENT says the old or the new, whole in either case.
-    """
-    temporary = root / f"{_CURRENT}.tmp-{os.getpid()}"
-    files.remove(temporary)  # left by a crash of a process that had the same number, as in a container they often do
-    try:
-        files.write_bytes(temporary, [current.line()])
-        files.rename(temporary, root / _CURRENT)
-    except BaseException:
-        files.remove(temporary)
-        raise
-    files.sync_directory(root)
-
-
-def read_current(root: Path) -> Current:
-    """What CURRENT says.
-
-    Raises:
-        IndexMissing: There is no CURRENT.
-        IndexCorrupt: It is damaged.
-        StorageError: It cannot be read.
-    """
-    path = root / _CURRENT
-    try:
-        line = bytes(files.read_bytes(path)[:1000])
-    except FileNotFoundError:
-        raise IndexMissing(root) from None
-    match = _LINE.fullmatch(line)
-    if match is None or _digest(match[1]) != match[6].decode():
-        raise _damaged(path, f"holds {line[:80]!r}", expected="what FORMAT.md says of CURRENT")
-    return Current(match[2].decode(), match[3].decode(), int(match[4]), match[5].decode())
 
 
 def open_current(root: Path, current: Current, *, verify: bool = True) -> Generation:

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from indexes import generation as generations
 from indexes.analyzers import Analyzer, analyzer
 from indexes.arrays import npy
+from indexes.current import Current
 from indexes.dense import AnnIndex, DenseIndex, Segment
 from indexes.files import Buffer
-from indexes.generation import Current
 from indexes.hybrid import HybridIndex, Query
 from indexes.lexical import BM25Index, Postings, RankBM25Index
 from indexes.vocabulary import Vocabulary

@@ -6,8 +6,10 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
+from indexes import current as currents
 from indexes import generation as generations
-from indexes.generation import Current, Generation
+from indexes.current import Current, current_path
+from indexes.generation import Generation
 from retriever.errors import IndexCorrupt, IndexMissing
 from retriever.pool import Pool
 from retriever.revisions import Revision
@@ -28,7 +30,7 @@ def open_pool(root: Path) -> Pool:
         IndexMissing: There is no index, or its first build has not come far.
         IndexCorrupt: There is one, but its pool is missing or damaged.
     """
-    published = (root / "CURRENT").exists() or bool(generations.generations(root))
+    published = current_path(root).exists() or bool(generations.generations(root))
     if not published and not pool_path(root).exists():
         raise IndexMissing(root)
     try:
@@ -55,14 +57,16 @@ def read_current(root: Path, pool: Pool) -> Current | None:
         IndexCorrupt: It is damaged, or missing although a build was finished.
     """
     with contextlib.suppress(IndexMissing):
-        return generations.read_current(root)
+        return currents.read_current(root)
     if pool.head() is None:
         return None
     # The pool notes a build once CURRENT names it: one that was not there a moment ago is there by now.
     try:
-        return generations.read_current(root)
+        return currents.read_current(root)
     except IndexMissing:
-        raise IndexCorrupt(root / "CURRENT", "is missing", fix=f"repair it: retriever verify {root} --repair") from None
+        raise IndexCorrupt(
+            current_path(root), "is missing", fix=f"repair it: retriever verify {root} --repair"
+        ) from None
 
 
 def open_snapshot(root: Path, pool: Pool, *, verify: bool, note: Callable[[str], None]) -> Snapshot:

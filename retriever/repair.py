@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from indexes import files
 from indexes import generation as generations
-from indexes.generation import Current, Manifest
+from indexes.current import Current
+from indexes.generation import Manifest
 from retriever.build import Progress, publish
 from retriever.embedders import Embedder, EmbedderSource
 from retriever.errors import EmbedderError, Incompatible, IndexCorrupt, IndexMissing

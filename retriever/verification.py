@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from indexes import generation as generations
+from indexes.current import Current
 from indexes.errors import RetrieverError
-from indexes.generation import Current
 from indexes.lexical import Postings
 from indexes.vocabulary import check_sorted
 from retriever.errors import IndexCorrupt, InvalidInput, StorageError

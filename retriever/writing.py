@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from indexes import files
 from indexes import generation as generations
-from indexes.generation import Current
+from indexes.current import Current, current_path, point
 from retriever.build import Progress, Published, publish
 from retriever.embedders import Embedder, EmbedderSettings, EmbedderSource, load_embedder
 from retriever.errors import BadRows, IndexMissing, InvalidInput, OutOfSpace
@@ -55,7 +55,7 @@ class Session:
     def show(self, revision: Revision) -> None:
         """Makes a revision that the pool holds the one that readers see; durable when it returns."""
         assert self.current is not None
-        generations.point(self.root, replace(self.current, revision=revision.number, chain=revision.chain))
+        point(self.root, replace(self.current, revision=revision.number, chain=revision.chain))
 
 
 @contextlib.contextmanager
@@ -79,7 +79,7 @@ def writing(root: Path, *, create: bool = False) -> Iterator[Session]:
                 yield _settled(root, pool, create=create)
         except BaseException:
             # Only who holds the lock may clear away: another builder may have made what is here.
-            if fresh and not (root / "CURRENT").exists() and not saved_directory(root).exists():
+            if fresh and not current_path(root).exists() and not saved_directory(root).exists():
                 files.remove(root)
             raise
 

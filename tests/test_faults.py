@@ -14,6 +14,7 @@ from disk import INDEX, MORE, NEXT, OPERATIONS, ROWS, FaultyOS, built, faults, o
 
 from indexes import files
 from indexes import generation as generations
+from indexes.current import read_current
 from retriever.errors import IndexMissing, StorageError
 from retriever.verification import verify
 
@@ -119,7 +120,7 @@ def test_a_generation_stays_when_it_cannot_be_told_whether_a_reader_holds_it(tmp
                 return object.__getattribute__(self, name) if name == "open" else super().__getattribute__(name)
 
         monkeypatch.setattr(files, "os", BlindOS())
-        assert generations.collect(root, generations.read_current(root)) == []
+        assert generations.collect(root, read_current(root)) == []
         assert generations.generations(root) == ["gen-000001", "gen-000002", "gen-000003"]
 
 

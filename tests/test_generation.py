@@ -10,17 +10,9 @@ import pytest
 
 from indexes import files
 from indexes.arrays import npy
+from indexes.current import Current, point, read_current
 from indexes.errors import Incompatible, IndexCorrupt, IndexLocked, IndexMissing, OutOfSpace, StorageError
-from indexes.generation import (
-    Current,
-    collect,
-    generations,
-    open_current,
-    open_substitute,
-    point,
-    publish,
-    read_current,
-)
+from indexes.generation import collect, generations, open_current, open_substitute, publish
 
 CHAIN = "c" * 64
 FILES = ["a.npy", "b.bin", "manifest.json"]

@@ -94,11 +94,12 @@ SABOTAGE = {
     "CURRENT is rewritten in place": (
         "import time\n"
         "from indexes import generation\n"
+        "from retriever import writing\n"
         "def point(root, current):\n"
         "    line = current.line()\n"
         "    with open(root / 'CURRENT', 'wb', buffering=0) as file:\n"
         "        [(file.write(line[i : i + 8]), time.sleep(0.0005)) for i in range(0, len(line), 8)]\n"
-        "generation.point = point"
+        "generation.point = writing.point = point"
     ),
 }
 

@@ -15,10 +15,10 @@ from retriever.evaluation.metrics import (
     hit,
     ndcg,
     output_tokens,
-    overlap,
     precision,
     union_overlap,
 )
+from retriever.ranking.guard import jaccard
 
 A, B, C, AB, NONE = (frozenset(letters) for letters in ("a", "b", "c", "ab", ""))
 sets = st.frozensets(st.sampled_from("abcdef"))
@@ -41,10 +41,10 @@ def test_hit_and_precision(query, chosen, hits, share):
 
 
 def test_overlap_is_the_jaccard_index():
-    assert overlap(frozenset("abc"), frozenset("bcd")) == 0.5
-    assert overlap(A, B) == 0.0
-    assert overlap(NONE, NONE) == 1.0
-    assert overlap(A, NONE) == 0.0
+    assert jaccard(frozenset("abc"), frozenset("bcd")) == 0.5
+    assert jaccard(A, B) == 0.0
+    assert jaccard(NONE, NONE) == 1.0
+    assert jaccard(A, NONE) == 0.0
 
 
 def test_best_overlap_is_that_of_the_best_demonstration():

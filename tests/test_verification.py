@@ -14,7 +14,7 @@ import pytest
 from support import build
 
 from indexes.arrays import npy
-from indexes.generation import point, read_current
+from indexes.current import point, read_current
 from retriever.errors import IndexMissing
 from retriever.verification import REBUILD, RESTORE, Problem, Verification, verify
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexes.analyzers import identifiers
+from retriever.ranking.guard import jaccard
 
 TokenSet = frozenset[str]
 
@@ -29,15 +30,9 @@ def precision(query: TokenSet, chosen: Sequence[TokenSet]) -> float:
     return sum(bool(labels & query) for labels in chosen) / len(chosen) if chosen else 0.0
 
 
-def overlap(first: TokenSet, second: TokenSet) -> float:
-    """Jaccard index of two token sets; 1 for two empty ones."""
-    union = len(first | second)
-    return len(first & second) / union if union else 1.0
-
-
 def best_overlap(query: TokenSet, chosen: Sequence[TokenSet]) -> float:
     """The largest overlap of a demonstration's output with the query's own; 0 when there are none."""
-    return max((overlap(query, tokens) for tokens in chosen), default=0.0)
+    return max((jaccard(query, tokens) for tokens in chosen), default=0.0)
 
 
 def union_overlap(query: TokenSet, chosen: Sequence[TokenSet]) -> float:
