@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from retriever.display import BadRows, note, show_plan, show_selection, show_verification
 from retriever.options import (
     BUDGET,
     EMBEDDER,
+    FIELDS,
     PROMPT,
     PROMPT_LIMITS,
     RECIPE,
@@ -28,20 +30,18 @@ from retriever.options import (
     RecipeFile,
     Trust,
     embedder_of,
+    fields_of,
     limits_of,
     prompt_options_of,
     recipe_options,
     size,
     with_options,
 )
-from retriever.terminal import amount, columns, inert_json, printable, printable_lines, progress, say, table
+from retriever.terminal import columns, inert_json, printable, printable_lines, progress, table
 
 if TYPE_CHECKING:
-    from retriever import BadRow, Demonstration, Fields, Retriever, Selection
+    from retriever import BadRow, Retriever
     from retriever.example import Json
-    from retriever.plan import BuildPlan
-    from retriever.repair import Repair
-    from retriever.verification import Verification
 
 Result = TypeVar("Result")
 Source = Annotated[Path, typer.Argument(metavar="FILE", help="File of examples; - is standard input.")]
@@ -65,10 +65,6 @@ _state = {"debug": False}
 
 
 # Output
-
-
-def _note(line: str) -> None:
-    say(f"note: {printable(line)}")
 
 
 def _emit(value: object) -> None:
@@ -112,8 +108,7 @@ def _open(
 ) -> Retriever:
     from retriever import Retriever
 
-    given = embedder_of(embedder)
-    return Retriever.open(index, embedder=given, trust=trust, limits=limits_of(limits or {}), note=_note)  # type: ignore[arg-type]
+    return Retriever.open(index, embedder=embedder_of(embedder), trust=trust, limits=limits_of(limits or {}), note=note)
 
 
 def _read_query(query: str) -> str | dict[str, Json]:
@@ -164,17 +159,10 @@ def _main(
 
 @app.command(no_args_is_help=True)
 @_reported
-@with_options(embedder=EMBEDDER, limits=ROW_LIMITS)
+@with_options(fields=FIELDS, embedder=EMBEDDER, limits=ROW_LIMITS)
 def build(
     pools: Annotated[list[Path], typer.Argument(metavar="POOL...", help="Files of examples; - is standard input.")],
     output_path: Annotated[Path, typer.Option("-o", "--out", metavar="INDEX", help="The index directory to make.")],
-    input: Annotated[str, typer.Option(help="Field of the input; a name, path or $template.")] = "input",
-    output: Annotated[str, typer.Option(help="Field of the output.")] = "output",
-    no_output: Annotated[bool, typer.Option("--no-output", help="The pool has no outputs.")] = False,
-    label: Annotated[str, typer.Option(help="Field of the label.")] = "label",
-    rationale: Annotated[str, typer.Option(help="Field of the rationale.")] = "rationale",
-    id: Annotated[str, typer.Option(help="Field of the id.")] = "id",
-    task: Annotated[str, typer.Option(help="Field of the task.")] = "task",
     format: Annotated[str | None, typer.Option(help="jsonl, json, csv, tsv, parquet or sqlite.")] = None,
     table: Annotated[str | None, typer.Option(help="Table of a SQLite file.")] = None,
     encoding: Annotated[str, typer.Option(help="Encoding of a text file.")] = "utf-8",
@@ -189,6 +177,7 @@ def build(
     max_memory: MaxMemory = None,
     json_output: JsonFlag = False,
     *,
+    fields: Mapping[str, object],
     embedder: Mapping[str, object],
     limits: Mapping[str, object],
 ) -> None:
@@ -200,31 +189,26 @@ def build(
     """
     from retriever import IndexSettings, Retriever
 
-    bad = _BadRows()
+    bad = BadRows()
     started = time.monotonic()
     with progress() as shown:
         retriever = Retriever.build(
             "-" if pools == [Path("-")] else pools,
             output_path,
-            input=input,
-            output=None if no_output else output,
-            label=label,
-            rationale=rationale,
-            id=id,
-            task=task,
+            **asdict(fields_of(fields)),
             format=format,
             table=table,
             encoding=encoding,
             settings=IndexSettings(key, analyzer, lexical, bm25, ann=ann),
-            embedder=embedder_of(embedder) or "auto",  # type: ignore[arg-type]
+            embedder=embedder_of(embedder) or "auto",
             weight=weight,
             strict=strict,
             overwrite=overwrite,
             max_memory=max_memory,
             limits=limits_of(limits),
             on_bad=bad,
-            on_plan=_show_plan,
-            note=_note,
+            on_plan=show_plan,
+            note=note,
             progress=shown,
         )
     with retriever:
@@ -240,34 +224,10 @@ def build(
         )
 
 
-def _show_plan(plan: BuildPlan) -> None:
-    memory, disk = amount(plan.memory_bytes), amount(plan.disk_bytes)
-    say(f"{plan.examples:,} examples: about {memory} of memory beside the model, {disk} on the disk")
-
-
 def _at(info: Mapping[str, Json], section: str, name: str) -> Json:
     inside = info[section]
     assert isinstance(inside, dict)
     return inside[name]
-
-
-class _BadRows:
-    """Lists the first bad rows on standard error, and counts all."""
-
-    shown = 20
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __call__(self, row: BadRow) -> None:
-        self.count += 1
-        if self.count <= self.shown:
-            say(f"set aside: {printable(str(row))}")
-
-    def report(self) -> None:
-        if self.count:
-            more = f" ({self.count - self.shown} more not listed)" if self.count > self.shown else ""
-            typer.echo(f"{self.count} bad rows were set aside{more}", err=True)
 
 
 @app.command(no_args_is_help=True)
@@ -276,7 +236,7 @@ class _BadRows:
 def select(
     index: Index,
     query: Query,
-    recipe_file: RecipeFile = None,  # type: ignore[valid-type]
+    recipe_file: RecipeFile = None,
     explain: Annotated[bool, typer.Option("--explain", help="Show what was left out, and the recipe.")] = False,
     json_output: JsonFlag = False,
     trust: Trust = False,
@@ -296,55 +256,7 @@ def select(
     if _wants_json(json_output):
         _emit(selection.to_dict())
     else:
-        _show_selection(selection, explain=explain)
-
-
-def _show_selection(selection: Selection, *, explain: bool) -> None:
-    listed = table(
-        [
-            {
-                "rank": str(d.rank),
-                "score": f"{d.score:.3f}",
-                "dense": _number(d.channels, "dense"),
-                "lexical": _number(d.channels, "lexical"),
-                "id": printable(d.example.id, width=24),
-                "example": f"{d.example.input_text} → {d.example.output_text}",
-            }
-            for d in selection
-        ]
-    )
-    if listed:
-        typer.echo(listed)
-    for note in selection.notes:
-        _note(note)
-    if not explain:
-        return
-    retrieve = selection.recipe.retrieve
-    typer.echo(
-        f"\n{len(selection)} of {selection.eligible:,} eligible examples, mode {retrieve.mode}, "
-        f"weight {retrieve.weight}, {selection.generation}, revision {selection.revision}"
-    )
-    if selection.confidence is not None:
-        typer.echo(f"the demonstrations explain {selection.confidence:.0%} of the query's variance")
-    for demonstration in selection:
-        typer.echo(f"chosen: {printable(demonstration.example.id)}: {printable(_why(demonstration))}")
-    for dropped in selection.dropped:
-        typer.echo(f"left out: {printable(dropped.id)}: {printable(dropped.reason)}")
-
-
-def _why(demonstration: Demonstration) -> str:
-    """How it came in, what it was worth then, and what it was traded against."""
-    parts = [f"{demonstration.origin}, for all queries" if demonstration.shared else demonstration.origin]
-    if demonstration.gain is not None:
-        parts.append(f"gain {demonstration.gain:.3f}")
-    if demonstration.against is not None:
-        parts.append(f"most like {demonstration.against}")
-    parts += [f"breaks {constraint}" for constraint in demonstration.breaks]
-    return ", ".join(parts)
-
-
-def _number(channels: Mapping[str, float], name: str) -> str:
-    return f"{channels[name]:.3f}" if name in channels else "–"
+        show_selection(selection, explain=explain)
 
 
 @app.command(no_args_is_help=True)
@@ -353,7 +265,7 @@ def _number(channels: Mapping[str, float], name: str) -> str:
 def prompt(
     index: Index,
     query: Query,
-    recipe_file: RecipeFile = None,  # type: ignore[valid-type]
+    recipe_file: RecipeFile = None,
     format: Annotated[PromptForm | None, typer.Option("--format", help="messages (JSON) or text.")] = None,
     trust: Trust = False,
     *,
@@ -373,14 +285,14 @@ def prompt(
         made = retriever.prompt(
             _read_query(query),
             recipe=recipe_file,
-            prompt_options={**prompt_options_of(prompt_options), "form": form},  # type: ignore[arg-type]
+            prompt_options={**prompt_options_of(prompt_options), "form": form},
             **recipe_options(recipe),
         )
         text = made.text if form == "text" else ""
     for skipped in made.skipped:
-        _note(f"{skipped.example_id} is not in the prompt: {skipped.reason}")
+        note(f"{skipped.example_id} is not in the prompt: {skipped.reason}")
     for shortened in made.shortened:
-        _note(f"{shortened.example_id} is shortened: {shortened.what}")
+        note(f"{shortened.example_id} is shortened: {shortened.what}")
     if form == "messages":
         _emit(made.messages)
     else:
@@ -394,7 +306,7 @@ def ask(
     index: Index,
     query: Query,
     backend: Annotated[str, typer.Option(help="openai:MODEL, transformers:PATH or command:PROGRAM.")],
-    recipe_file: RecipeFile = None,  # type: ignore[valid-type]
+    recipe_file: RecipeFile = None,
     explain: Annotated[bool, typer.Option("--explain", help="Show the demonstrations, too.")] = False,
     base_url: Annotated[str | None, typer.Option("--base-url", help="Where an OpenAI-compatible server is.")] = None,
     max_tokens: Annotated[int, typer.Option(help="The most tokens of the answer.")] = 256,
@@ -420,13 +332,13 @@ def ask(
     call = load_backend(backend, settings=settings)
     with _open(index, embedder, trust=trust, limits=limits) as retriever:
         selection = retriever.select(_read_query(query), recipe=recipe_file, **recipe_options(recipe))
-        made = retriever.prompt(selection, prompt_options=prompt_options_of(prompt_options))  # type: ignore[arg-type]
+        made = retriever.prompt(selection, prompt_options=prompt_options_of(prompt_options))
     answer = call(made)
     if json_output:
         _emit({"answer": answer, "tokens": made.tokens, "selection": selection.to_dict()})
         return
     if explain:
-        _show_selection(selection, explain=True)
+        show_selection(selection, explain=True)
         typer.echo()
     typer.echo(printable_lines(answer) if sys.stdout.isatty() else answer)
 
@@ -440,7 +352,7 @@ def export(
     output_path: Annotated[Path, typer.Option("-o", "--out", help="A .jsonl, .parquet, .csv or .tsv file, or -.")],
     form: Annotated[ExportForm, typer.Option("--as", help="What is written.")] = "demos",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an export that was interrupted.")] = False,
-    recipe_file: RecipeFile = None,  # type: ignore[valid-type]
+    recipe_file: RecipeFile = None,
     input: Annotated[str, typer.Option(help="Field of the input; a name, path or $template.")] = "input",
     id: Annotated[str, typer.Option(help="Field of the id.")] = "id",
     format: Annotated[str | None, typer.Option(help="Format of QUERIES.")] = None,
@@ -470,10 +382,10 @@ def export(
     settings = ExportSettings(
         form,
         Recipe.of(recipe_file).with_options(recipe_options(recipe)),
-        prompt_options_of(prompt_options),  # type: ignore[arg-type]
+        prompt_options_of(prompt_options),
         None if model is None else BatchSettings(model, max_tokens, temperature),
     )
-    bad, log = _BadRows(), BadRowLog()
+    bad, log = BadRows(), BadRowLog()
 
     def on_bad(row: BadRow) -> None:
         bad(row)
@@ -483,29 +395,21 @@ def export(
 
     with _open(index, embedder, trust=trust, limits=limits) as retriever, progress() as shown:
         found = read_queries(str(queries), fields=Fields(input=input, id=id), format=format, on_bad=on_bad)
-        try:
-            count = write(retriever, found, output_path, settings, resume=resume, note=_note, progress=shown)
-        except KeyboardInterrupt:
-            typer.echo("interrupted", err=True)  # what was kept, a note has said
-            raise typer.Exit(130) from None
+        count = write(retriever, found, output_path, settings, resume=resume, note=note, progress=shown)
     bad.report()
     typer.echo(f"{count:,} records in {output_path}", err=True)
 
 
 @app.command(no_args_is_help=True)
 @_reported
-@with_options(embedder=EMBEDDER, limits=ROW_LIMITS)
+@with_options(fields=FIELDS, embedder=EMBEDDER, limits=ROW_LIMITS)
 def add(
     index: Index,
     source: Source,
-    input: Annotated[str, typer.Option(help="Field of the input; a name, path or $template.")] = "input",
-    output: Annotated[str, typer.Option(help="Field of the output.")] = "output",
-    no_output: Annotated[bool, typer.Option("--no-output", help="The examples have no outputs.")] = False,
-    label: Annotated[str, typer.Option(help="Field of the label.")] = "label",
-    id: Annotated[str, typer.Option(help="Field of the id.")] = "id",
     strict: Annotated[bool, typer.Option("--strict", help="Add nothing if a row is bad (exit 7).")] = False,
     json_output: JsonFlag = False,
     *,
+    fields: Mapping[str, object],
     embedder: Mapping[str, object],
     limits: Mapping[str, object],
 ) -> None:
@@ -515,10 +419,9 @@ def add(
     retriever add tickets.index new.jsonl --input text --output intent
     echo '{"input": "hi", "output": "hello"}' | retriever add tickets.index -
     """
-    bad = _BadRows()
+    bad = BadRows()
     with _open(index, embedder, limits=limits) as retriever:
-        fields = _fields(input, output, no_output, label, id)
-        ids = retriever.add(str(source), fields=fields, strict=strict, on_bad=bad)
+        ids = retriever.add(str(source), fields=fields_of(fields), strict=strict, on_bad=bad)
         count = len(retriever)
     bad.report()
     if _wants_json(json_output):
@@ -529,18 +432,14 @@ def add(
 
 @app.command(no_args_is_help=True)
 @_reported
-@with_options(embedder=EMBEDDER, limits=ROW_LIMITS)
+@with_options(fields=FIELDS, embedder=EMBEDDER, limits=ROW_LIMITS)
 def update(
     index: Index,
     source: Source,
-    input: Annotated[str, typer.Option(help="Field of the input; a name, path or $template.")] = "input",
-    output: Annotated[str, typer.Option(help="Field of the output.")] = "output",
-    no_output: Annotated[bool, typer.Option("--no-output", help="The examples have no outputs.")] = False,
-    label: Annotated[str, typer.Option(help="Field of the label.")] = "label",
-    id: Annotated[str, typer.Option(help="Field of the id.")] = "id",
     strict: Annotated[bool, typer.Option("--strict", help="Change nothing if a row is bad (exit 7).")] = False,
     json_output: JsonFlag = False,
     *,
+    fields: Mapping[str, object],
     embedder: Mapping[str, object],
     limits: Mapping[str, object],
 ) -> None:
@@ -550,10 +449,9 @@ def update(
     retriever update tickets.index corrected.jsonl --input text --output intent
     echo '{"id": "s017", "input": "hi", "output": "hello"}' | retriever update tickets.index -
     """
-    bad = _BadRows()
+    bad = BadRows()
     with _open(index, embedder, limits=limits) as retriever:
-        fields = _fields(input, output, no_output, label, id)
-        done = retriever.update(str(source), fields=fields, strict=strict, on_bad=bad)
+        done = retriever.update(str(source), fields=fields_of(fields), strict=strict, on_bad=bad)
         count = len(retriever)
     bad.report()
     if _wants_json(json_output):
@@ -561,12 +459,6 @@ def update(
     else:
         parts = f"{len(done.added):,} added, {len(done.replaced):,} replaced, {len(done.unchanged):,} unchanged"
         typer.echo(f"{parts}, {count:,} examples now")
-
-
-def _fields(input: str, output: str, no_output: bool, label: str, id: str) -> Fields:
-    from retriever import Fields
-
-    return Fields(input=input, output=None if no_output else output, label=label, id=id)
 
 
 @app.command(no_args_is_help=True)
@@ -650,29 +542,17 @@ def verify(
         found = check(index, progress=shown)
         if mend and not found.intact:
             for problem in found.problems:
-                _note(str(problem))
-            made = repair(index, embedder=embedder_of(embedder), note=_note, progress=shown)  # type: ignore[arg-type]
+                note(str(problem))
+            made = repair(index, embedder=embedder_of(embedder), note=note, progress=shown)
             found = check(index, progress=shown)
     if _wants_json(json_output):
         problems = [{**asdict(problem), "path": str(problem.path)} for problem in found.problems]
         repaired = None if made is None else asdict(made)
         _emit({"intact": found.intact, "rows": found.rows, "problems": problems, "repaired": repaired})
     else:
-        _show_verification(found, made)
+        show_verification(found, made)
     if not found.intact:
         raise typer.Exit(4)
-
-
-def _show_verification(found: Verification, made: Repair | None) -> None:
-    for problem in found.problems:
-        typer.echo(f"damaged: {printable(str(problem))}")
-    if made is not None:
-        typer.echo(
-            f"repaired: {made.generation or 'what was damaged was not needed'}, "
-            f"{made.reused:,} vectors used again, {made.embedded:,} texts embedded"
-        )
-    if found.intact:
-        typer.echo(f"intact: {found.rows:,} rows of the pool, {', '.join(found.generations)}")
 
 
 @app.command(no_args_is_help=True)
@@ -716,16 +596,14 @@ def demo(
 
     asked = query if query is not None else sample_queries()[0].input_text
     with tempfile.TemporaryDirectory() as folder, progress() as shown:
-        made = Retriever.build(
-            sample_pool(), Path(folder) / "demo.index", embedder=embedder, note=_note, progress=shown
-        )
+        made = Retriever.build(sample_pool(), Path(folder) / "demo.index", embedder=embedder, note=note, progress=shown)
         with made as retriever:
             found = retriever.info()
             selection = retriever.select(asked, k=k)
             text = retriever.prompt(selection).text
     typer.echo(f"Pool: {found['examples']} support messages with replies. Embedder: {_at(found, 'embedder', 'name')}.")
     typer.echo(f"Query: {printable(asked)}\n")
-    _show_selection(selection, explain=True)
+    show_selection(selection, explain=True)
     typer.echo("\nThe prompt (best demonstration last, next to the query):\n")
     typer.echo(printable_lines(text))
 
@@ -738,7 +616,7 @@ app.add_typer(recipes)
 @_reported
 @with_options(recipe={**RECIPE, **BUDGET})
 def recipe_show(
-    recipe_file: RecipeFile = None,  # type: ignore[valid-type]
+    recipe_file: RecipeFile = None,
     json_output: Annotated[bool, typer.Option("--json", help="JSON instead of TOML.")] = False,
     *,
     recipe: Mapping[str, object],

@@ -13,20 +13,20 @@ export that was interrupted goes on; see `retriever.partial`.
 from __future__ import annotations
 
 import io
-import logging
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
-from retriever import PromptOptions, Retriever
 from retriever.errors import InvalidInput
 from retriever.example import Example, Json
 from retriever.formats import open_writer, writer_format
 from retriever.partial import open_partial
 from retriever.prompting import BatchSettings, Template, anthropic_batch, load_counter, load_template, openai_batch
+from retriever.prompts import PromptOptions
 from retriever.ranking.recipe import Recipe
+from retriever.retriever import Retriever, log_note
 from retriever.selection import Selection
 
 FORMS = ("demos", "prompts", "messages", "openai-batch", "anthropic-batch")
@@ -60,10 +60,6 @@ class ExportSettings:
             raise InvalidInput(f"export as {self.form!r}, model {self.batch and self.batch.model!r}", expected=wanted)
 
 
-def _log(line: str) -> None:
-    logging.getLogger("retriever").warning("%s", line)
-
-
 def export(
     retriever: Retriever,
     queries: Iterable[Example],
@@ -71,7 +67,7 @@ def export(
     settings: ExportSettings,
     *,
     resume: bool = False,
-    note: Callable[[str], None] = _log,
+    note: Callable[[str], None] = log_note,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> int:
     """Writes one record per query; memory does not grow with their number.

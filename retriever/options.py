@@ -6,17 +6,17 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 
 import typer
 
 if TYPE_CHECKING:
-    from retriever import Limits
+    from retriever import EmbedderSettings, Fields, Limits, PromptOptions
     from retriever.ranking.recipe import Options
 
 Mode = Literal["hybrid", "dense", "lexical"]
 Guard = Literal["off", "self", "exact", "normalised", "near"]
-OrderBy = Literal["best-last", "best-first", "edges", "random"]
+OrderBy = Literal["best-last", "best-first", "edges", "random", "complexity", "label-interleaved"]
 Rule = Literal["convex", "rrf"]
 Collisions = Literal["error", "escape", "drop"]
 PromptForm = Literal["messages", "text"]
@@ -26,6 +26,7 @@ _SELECTION = "Selection"
 _PROMPT = "Prompt"
 _MODEL = "Embedder"
 _LIMITS = "Limits"
+_FIELDS = "Fields"
 
 
 def size(text: str) -> int:
@@ -64,7 +65,9 @@ RECIPE: Mapping[str, object] = {
     "seed": _option(int | None, "--seed", help="For what is random (0).", panel=_SELECTION),
     "order": _option(OrderBy | None, "--order", help="Order in the prompt (best-last).", panel=_SELECTION),
 }
-RecipeFile = _option(Path | None, "--recipe", help="Recipe as TOML; options override it.", panel=_SELECTION)
+RecipeFile = Annotated[
+    Path | None, typer.Option("--recipe", help="Recipe as TOML; options override it.", rich_help_panel=_SELECTION)
+]
 BUDGET: Mapping[str, object] = {
     "tokens": _option(int | None, "--tokens", help="Token budget of prompt and answer.", panel=_PROMPT),
     "reserve": _option(int | None, "--reserve", help="Of these, tokens for the answer.", panel=_PROMPT),
@@ -82,6 +85,15 @@ EMBEDDER: Mapping[str, object] = {
     "query_prompt": _option(str | None, "--query-prompt", help="Put before queries.", panel=_MODEL),
     "example_prompt": _option(str | None, "--example-prompt", help="Put before examples.", panel=_MODEL),
     "device": _option(str | None, "--device", help="cpu, cuda:0 and the like.", panel=_MODEL),
+}
+FIELDS: Mapping[str, object] = {
+    "input": _option(str | None, "--input", help="Field of the input (input); name, path, $template.", panel=_FIELDS),
+    "output": _option(str | None, "--output", help="Field of the output (output).", panel=_FIELDS),
+    "no_output": _option(bool, "--no-output", help="The examples have no outputs.", panel=_FIELDS),
+    "label": _option(str | None, "--label", help="Field of the label (label).", panel=_FIELDS),
+    "rationale": _option(str | None, "--rationale", help="Field of the rationale (rationale).", panel=_FIELDS),
+    "id": _option(str | None, "--id", help="Field of the id (id).", panel=_FIELDS),
+    "task": _option(str | None, "--task", help="Field of the task (task).", panel=_FIELDS),
 }
 ROW_LIMITS: Mapping[str, object] = {
     "max_rows": _option(int | None, "--max-rows", help="Most examples of the pool (100 million).", panel=_LIMITS),
@@ -107,7 +119,7 @@ def with_options(**groups: Mapping[str, object]) -> Callable[[Callable[..., None
             inspect.Parameter(
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
-                default=False if name == "zero_shot" else None,
+                default=False if get_args(annotation)[0] is bool else None,
                 annotation=annotation,
             )
             for group in groups.values()
@@ -156,32 +168,43 @@ def _setting(text: str) -> tuple[str, object]:
         return name.strip(), value
 
 
-def embedder_of(options: Mapping[str, object]) -> object:
+def fields_of(options: Mapping[str, object]) -> Fields:
+    """Where the group `FIELDS` says that an example's attributes are."""
+    from retriever import Fields
+
+    named = {name: value for name, value in options.items() if name != "no_output"}
+    if options.get("no_output"):
+        named["output"] = None
+    return Fields(**cast("dict[str, str]", named))
+
+
+def embedder_of(options: Mapping[str, object]) -> EmbedderSettings | None:
     """The embedder that the group `EMBEDDER` names; None when it names none."""
     from retriever import EmbedderSettings
 
     if not options:
         return None
     named = {"embedder": "name", "embedder_url": "base_url"}
-    return EmbedderSettings(**{named.get(option, option): value for option, value in options.items()})  # type: ignore[arg-type]
+    given = {named.get(option, option): value for option, value in options.items()}
+    return EmbedderSettings(**cast("dict[str, str]", given))  # type: ignore[arg-type]
 
 
-def prompt_options_of(options: Mapping[str, object]) -> dict[str, object]:
+def prompt_options_of(options: Mapping[str, object]) -> PromptOptions:
     """The group `PROMPT` as the library takes it."""
     from retriever.errors import InvalidInput
 
     chosen = dict(options)
     slots = {}
-    for slot in chosen.pop("slot", []):  # type: ignore[attr-defined]
+    for slot in cast("list[str]", chosen.pop("slot", [])):
         name, equals, value = slot.partition("=")
         if not equals:
             raise InvalidInput(f"--slot {slot!r}", expected="NAME=VALUE")
         slots[name] = value
-    return {**chosen, "slots": slots} if slots else chosen
+    return cast("PromptOptions", {**chosen, "slots": slots} if slots else chosen)
 
 
 def limits_of(options: Mapping[str, object]) -> Limits:
     """The limits that the groups `ROW_LIMITS` and `PROMPT_LIMITS` change."""
     from retriever import Limits
 
-    return Limits(**{name.removeprefix("max_"): value for name, value in options.items()})  # type: ignore[arg-type]
+    return Limits(**{name.removeprefix("max_"): cast("int", value) for name, value in options.items()})

@@ -37,7 +37,8 @@ Note: TypeAlias = Callable[[str], None]
 _SHOWN = ("format", "created_by", "settings", "embedder", "fusion")
 
 
-def _log(line: str) -> None:
+def log_note(line: str) -> None:
+    """Where notes go that nobody listens for: the logger `retriever` warns."""
     logging.getLogger("retriever").warning("%s", line)
 
 
@@ -105,7 +106,7 @@ class Retriever:
         max_memory: int | None = None,
         on_bad: Callable[[BadRow], None] | None = None,
         on_plan: Callable[[BuildPlan], None] = lambda plan: None,
-        note: Note = _log,
+        note: Note = log_note,
         progress: Progress = _silent,
     ) -> Self:
         """Builds an index and opens it.
@@ -177,7 +178,7 @@ class Retriever:
         embedder: EmbedderSource | None = None,
         trust: bool = False,
         limits: Limits | None = None,
-        note: Note = _log,
+        note: Note = log_note,
     ) -> Self:
         """Opens an index.
 
@@ -264,7 +265,7 @@ class Retriever:
         chosen = Recipe.of(recipe).with_options(options)
         if chosen.select.k > self._limits.k:
             raise InvalidInput(
-                f"k = {chosen.select.k:,}",
+                f"select.k = {chosen.select.k:,}",
                 expected=f"at most {self._limits.k:,}",
                 fix="raise the limit k if it is meant",
             )

@@ -16,7 +16,7 @@ from retriever.errors import InvalidInput
 from retriever.example import Example
 from retriever.filters import Filters
 from retriever.ranking.guard import LEVELS, leak
-from retriever.ranking.pipeline import Check, Pool, Ranked, Rows, rank
+from retriever.ranking.pipeline import Check, Lookup, Ranked, Rows, rank
 from retriever.ranking.recipe import Part, Recipe
 from retriever.ranking.seeding import permutation
 from retriever.ranking.strategies import strategy
@@ -82,15 +82,13 @@ class Selector:
         given = [Query(vector, tuple(one)) for vector, one in zip(vectors, terms, strict=True)]
         own = self._own_places(queries, recipe)
         excluded = list(self.snapshot.places_of(recipe.filter.exclude).values())
-        rows = _Rows(self, recipe)
         masks = [
             self._filters.eligible(query, recipe.filter, [*excluded, *([] if at is None else [at])])
             for query, at in zip(queries, own, strict=True)
         ]
         scored = self.snapshot.index.score(given, masks)
         return [
-            self._select_one(query, scores, recipe, rows, at)
-            for query, scores, at in zip(queries, scored, own, strict=True)
+            self._select_one(query, scores, recipe, at) for query, scores, at in zip(queries, scored, own, strict=True)
         ]
 
     def _filled(self, recipe: Recipe) -> Recipe:
@@ -123,7 +121,7 @@ class Selector:
         places = self.snapshot.places_of([query.id for query in queries])
         return [places.get(query.id) for query in queries]
 
-    def named(self, ids: Sequence[str]) -> Rows:
+    def _named(self, ids: Sequence[str]) -> Rows:
         """The rows of examples by their ids, once each.
 
         Raises:
@@ -136,7 +134,7 @@ class Selector:
                 raise InvalidInput(f"fixed example {identity!r}", expected="the id of an example in the pool")
         return np.array([places[identity] for identity in ids], dtype=np.int64)
 
-    def shared(self, part: Part, recipe: Recipe) -> Rows:
+    def _shared_rows(self, part: Part, recipe: Recipe) -> Rows:
         """The rows of a part that all queries share, in the order in which they were chosen."""
         conditions = json.dumps([asdict(part), recipe.filter.where, recipe.filter.exclude, recipe.select.seed])
         with self._sharing:
@@ -148,7 +146,7 @@ class Selector:
         settings, nobody = part.settings(), Example(id="", input="")
         method = strategy(part.strategy)
         if isinstance(settings, FixedOptions):
-            rows = self.named(settings.ids)
+            rows = self._named(settings.ids)
         else:
             excluded = list(self.snapshot.places_of(recipe.filter.exclude).values())
             mask = self._filters.eligible(nobody, replace(recipe.filter, match=()), excluded)
@@ -159,13 +157,11 @@ class Selector:
             rows = order[eligible[order]]
             if method.shuffled_by(settings, "") is None:
                 rows = np.sort(rows[:MOST_SHARED])
-        reader = _Reader(self, nobody, np.zeros(self.snapshot.dim, dtype=np.float32), ())
+        reader = _Reader(self.snapshot, nobody, np.zeros(self.snapshot.dim, dtype=np.float32), ())
         candidates = Candidates(rows, np.zeros(len(rows)), reader)
         return rows[method.pick(candidates, part.k, settings).places]
 
-    def _select_one(
-        self, query: Example, scores: ChannelScores, recipe: Recipe, rows: _Rows, own: int | None
-    ) -> Selection:
+    def _select_one(self, query: Example, scores: ChannelScores, recipe: Recipe, own: int | None) -> Selection:
         retrieve = recipe.retrieve
         assert retrieve.weight is not None
         ranked = rank(
@@ -173,7 +169,11 @@ class Selector:
             scores,
             recipe,
             fusion=Fusion(retrieve.mode, retrieve.weight, retrieve.rule, retrieve.rrf_k),
-            pool=rows.pool(_Reader(self, query, scores.query.vector, scores.query.terms)),
+            lookup=Lookup(
+                _Reader(self.snapshot, query, scores.query.vector, scores.query.terms),
+                self._named,
+                lambda part: self._shared_rows(part, recipe),
+            ),
             check=self._check(query, recipe),
         )
         left_out = [*sorted(ranked.blocked.items()), *sorted(ranked.barred.items())]
@@ -243,37 +243,22 @@ def _may_be_few(recipe: Recipe) -> bool:
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """What a recipe names, in rows."""
-
-    selector: Selector
-    recipe: Recipe
-
-    def pool(self, reader: _Reader) -> Pool:
-        return Pool(reader, self.selector.named, lambda part: self.selector.shared(part, self.recipe))
-
-
-@dataclass(frozen=True)
 class _Reader:
     """What strategies may read, over a snapshot; see `retriever.ranking.strategies.base.Reader`."""
 
-    selector: Selector
+    snapshot: Snapshot
     query: Example
     query_vector: NDArray[np.float32]
     query_terms: Sequence[str]
 
-    @property
-    def _snapshot(self) -> Snapshot:
-        return self.selector.snapshot
-
     def cosines(self, rows: Rows) -> NDArray[np.float64]:
-        return self._snapshot.index.dense.exact(rows, self.query_vector)
+        return self.snapshot.index.dense.exact(rows, self.query_vector)
 
     def vectors(self, rows: Rows) -> NDArray[np.float32]:
-        return self._snapshot.index.dense.vectors(rows)
+        return self.snapshot.index.dense.vectors(rows)
 
     def examples(self, rows: Rows) -> list[Example]:
-        return self._snapshot.examples(rows)
+        return self.snapshot.examples(rows)
 
     def terms(self, examples: Sequence[Example]) -> list[list[str]]:
-        return [self._snapshot.analyze(self._snapshot.key.text(example)) for example in examples]
+        return [self.snapshot.analyze(self.snapshot.key.text(example)) for example in examples]

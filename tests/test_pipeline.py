@@ -11,7 +11,7 @@ from indexes.dense import DenseIndex, Segment
 from indexes.hybrid import Fusion, HybridIndex, Query
 from indexes.lexical import BM25Index, Postings
 from retriever.example import Example
-from retriever.ranking.pipeline import Pool, Ranked, rank
+from retriever.ranking.pipeline import Lookup, Ranked, rank
 from retriever.ranking.recipe import Recipe
 from retriever.ranking.seeding import permutation
 from retriever.ranking.strategies import STRATEGIES
@@ -81,7 +81,7 @@ def run(
 
     [scores] = index.score([query], [eligible])
     recipe = Recipe.of({"select": {**select, "fixed": [str(row) for row in fixed]}})
-    ranked = rank(index, scores, recipe, fusion=fusion, pool=reads(pool, query_id, shared), check=check)
+    ranked = rank(index, scores, recipe, fusion=fusion, lookup=reads(pool, query_id, shared), check=check)
     assert len(asked) == len(set(asked))  # the guard never looks at a row twice
     assert ranked.blocked == {row: f"blocked {row}" for row in asked if row in blocked}
     return ranked
@@ -116,8 +116,8 @@ class Reads:
         return [example.input_text.split() for example in examples]
 
 
-def reads(pool: int, query_id: str = "q", shared=()) -> Pool:
-    return Pool(
+def reads(pool: int, query_id: str = "q", shared=()) -> Lookup:
+    return Lookup(
         Reads(pool, query_id),
         named=lambda ids: np.array([int(identity) for identity in ids], dtype=np.int64),
         shared=lambda part: np.array(shared[: part.k], dtype=np.int64),
@@ -264,7 +264,7 @@ def test_nothing_is_chosen_where_everything_is_blocked_or_nothing_is_asked_for(s
 def test_without_a_guard_nothing_is_blocked():
     index, _, _, query = POOLS[0]
     [scores] = index.score([query])
-    ranked = rank(index, scores, Recipe(), fusion=Fusion(), pool=reads(0), check=None)
+    ranked = rank(index, scores, Recipe(), fusion=Fusion(), lookup=reads(0), check=None)
     assert ranked.blocked == {}
     assert rows_of(ranked) == [row for row, _ in oracle(0, Fusion(), frozenset(), list(range(ROWS)))[:8]]
 
@@ -278,7 +278,7 @@ def test_the_guard_does_not_look_at_the_whole_pool_for_a_few_rows():
         looked.extend(rows.tolist())
         return [None] * len(rows)
 
-    rank(index, scores, Recipe.of({"select": {"k": 3}}), fusion=Fusion(), pool=reads(0), check=check)
+    rank(index, scores, Recipe.of({"select": {"k": 3}}), fusion=Fusion(), lookup=reads(0), check=check)
     assert len(looked) <= 3 + 2  # those chosen, and the best of each channel
 
 

@@ -3,7 +3,7 @@
     read_examples, read_queries     a file, standard input or data in memory → examples, one by one
     Fields, Limits                  where the attributes are in a row; how large a row may be
     BadRow, BadRowLog               a row that was set aside, and why; a collector of them
-    open_writer, writer_format      records → JSON Lines or Parquet
+    open_writer, writer_format      records → JSON Lines, Parquet, CSV or TSV
 
 Every row becomes an example or a `BadRow`; only blank lines of text files are neither.
 

@@ -29,6 +29,7 @@ from retriever.errors import InvalidInput
 from retriever.example import Example, render
 from retriever.ranking.guard import jaccard, normalised
 from retriever.ranking.strategies.base import Candidates
+from retriever.ranking.strategies.exact import exact_vectors
 from retriever.ranking.strategies.picks import Reals
 from retriever.ranking.template_key import template_key
 
@@ -126,11 +127,11 @@ class Facts:
         return None
 
     @cached_property
-    def _wide(self) -> Reals:
-        return self._candidates.vectors.astype(np.float64)
+    def _grid(self) -> Reals:
+        return exact_vectors(self._candidates.vectors)[0]
 
     def _cosines(self, place: int) -> Reals:
-        cosines: Reals = self._wide @ self._wide[place]
+        cosines: Reals = self._grid @ self._grid[place]
         # A float32 unit vector has the cosine 1 with its copy up to 1e-7: the allowance keeps copies copies.
         return cosines + 1e-6
 

@@ -74,7 +74,7 @@ class Ranked:
 
 
 @dataclass(frozen=True)
-class Pool:
+class Lookup:
     """What the ranker may look at beside the scores.
 
     Attributes:
@@ -89,7 +89,7 @@ class Pool:
 
 
 def rank(
-    index: HybridIndex, scores: ChannelScores, recipe: Recipe, *, fusion: Fusion, pool: Pool, check: Check | None
+    index: HybridIndex, scores: ChannelScores, recipe: Recipe, *, fusion: Fusion, lookup: Lookup, check: Check | None
 ) -> Ranked:
     """Chooses up to k rows for one query.
 
@@ -98,7 +98,7 @@ def rank(
         scores: Both channels' scores of the eligible rows.
         recipe: Its `select` section is used.
         fusion: How the channels are combined.
-        pool: Where more is read.
+        lookup: Where more is read.
         check: The guard; None when it blocks nothing.
     """
     select = recipe.select
@@ -110,8 +110,8 @@ def rank(
         last = number == len(select.plan)
         count = min(one.k, select.k - len(choices))
         taken = np.array([choice.row for choice in choices], dtype=np.int64)
-        rows = _rows_for(one, count, guarded, pool, recipe, taken)
-        part = _pick(one, count, rows, taken, guarded, pool, recipe, adaptive=recipe.adaptive if last else Adaptive())
+        rows = _rows_for(one, count, guarded, lookup, recipe, taken)
+        part = _pick(one, count, rows, taken, guarded, lookup, recipe, adaptive=recipe.adaptive if last else Adaptive())
         choices += part.choices
         barred |= part.barred
     chosen = np.array([choice.row for choice in choices], dtype=np.int64)
@@ -138,7 +138,7 @@ def _pick(
     rows: Rows,
     taken: Rows,
     guarded: _Guarded,
-    pool: Pool,
+    lookup: Lookup,
     recipe: Recipe,
     *,
     adaptive: Adaptive,
@@ -147,7 +147,7 @@ def _pick(
     free = part.shared or part.strategy == "fixed" or recipe.constraints.idle
     everything = rows if free else np.concatenate([taken, rows])
     hits = guarded.index.describe(guarded.scores, everything, guarded.fusion)
-    candidates = Candidates(hits.rows, hits.fused, pool.reader)
+    candidates = Candidates(hits.rows, hits.fused, lookup.reader)
     method, settings = strategy(part.strategy), part.settings()
     count = adaptive.before(hits.fused[len(everything) - len(rows) :], count)
     if free:
@@ -173,19 +173,19 @@ def _pick(
     )
 
 
-def _rows_for(part: Part, count: int, guarded: _Guarded, pool: Pool, recipe: Recipe, taken: Rows) -> Rows:
+def _rows_for(part: Part, count: int, guarded: _Guarded, lookup: Lookup, recipe: Recipe, taken: Rows) -> Rows:
     """The candidates of a part, best first: eligible, past the guard and not chosen yet."""
     settings = part.settings()
     method = strategy(part.strategy)
     if isinstance(settings, FixedOptions):
-        rows = guarded.passing(pool.named(settings.ids))
+        rows = guarded.passing(lookup.named(settings.ids))
     elif part.shared:
-        rows = guarded.passing(pool.shared(part))
+        rows = guarded.passing(lookup.shared(part))
     else:
         depth = method.depth(count, recipe.select.candidates, settings) if count else 0
         if count and not (recipe.constraints.idle and recipe.adaptive.by == "none"):
             depth = max(depth, recipe.select.candidates)  # what is barred has to be made up for
-        seeded = method.shuffled_by(settings, pool.reader.query.id)
+        seeded = method.shuffled_by(settings, lookup.reader.query.id)
         shuffle = None if seeded is None else _shuffle(guarded.index, recipe.select.seed, seeded)
         # What is chosen already may be among the best; as many more keep the strategy's view of the others whole.
         rows = guarded.first(min(depth + len(taken), len(guarded.index)) if depth else 0, shuffle)

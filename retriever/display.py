@@ -1,0 +1,110 @@
+"""What the command line shows a person: notes, bad rows, selections, plans and verdicts as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import typer
+
+from retriever.terminal import amount, printable, say, table
+
+if TYPE_CHECKING:
+    from retriever import BadRow, Demonstration, Selection
+    from retriever.plan import BuildPlan
+    from retriever.repair import Repair
+    from retriever.verification import Verification
+
+
+def note(line: str) -> None:
+    """A line that a reader should know of, on standard error."""
+    say(f"note: {printable(line)}")
+
+
+class BadRows:
+    """Lists the first bad rows on standard error, and counts all."""
+
+    shown = 20
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, row: BadRow) -> None:
+        """Takes one."""
+        self.count += 1
+        if self.count <= self.shown:
+            say(f"set aside: {printable(str(row))}")
+
+    def report(self) -> None:
+        """Says how many there were, if there were any."""
+        if self.count:
+            more = f" ({self.count - self.shown} more not listed)" if self.count > self.shown else ""
+            say(f"{self.count} bad rows were set aside{more}")
+
+
+def show_plan(plan: BuildPlan) -> None:
+    """What a build will need, on standard error."""
+    memory, disk = amount(plan.memory_bytes), amount(plan.disk_bytes)
+    say(f"{plan.examples:,} examples: about {memory} of memory beside the model, {disk} on the disk")
+
+
+def show_selection(selection: Selection, *, explain: bool) -> None:
+    """The demonstrations as a table; explained, why each was chosen, and what was left out."""
+    listed = table(
+        [
+            {
+                "rank": str(d.rank),
+                "score": f"{d.score:.3f}",
+                "dense": _number(d.channels, "dense"),
+                "lexical": _number(d.channels, "lexical"),
+                "id": printable(d.example.id, width=24),
+                "example": f"{d.example.input_text} → {d.example.output_text}",
+            }
+            for d in selection
+        ]
+    )
+    if listed:
+        typer.echo(listed)
+    for line in selection.notes:
+        note(line)
+    if not explain:
+        return
+    retrieve = selection.recipe.retrieve
+    typer.echo(
+        f"\n{len(selection)} of {selection.eligible:,} eligible examples, mode {retrieve.mode}, "
+        f"weight {retrieve.weight}, {selection.generation}, revision {selection.revision}"
+    )
+    if selection.confidence is not None:
+        typer.echo(f"the demonstrations explain {selection.confidence:.0%} of the query's variance")
+    for demonstration in selection:
+        typer.echo(f"chosen: {printable(demonstration.example.id)}: {printable(_why(demonstration))}")
+    for dropped in selection.dropped:
+        typer.echo(f"left out: {printable(dropped.id)}: {printable(dropped.reason)}")
+
+
+def _why(demonstration: Demonstration) -> str:
+    """How it came in, what it was worth then, and what it was traded against."""
+    parts = [f"{demonstration.origin}, for all queries" if demonstration.shared else demonstration.origin]
+    if demonstration.gain is not None:
+        parts.append(f"gain {demonstration.gain:.3f}")
+    if demonstration.against is not None:
+        parts.append(f"most like {demonstration.against}")
+    parts += [f"breaks {constraint}" for constraint in demonstration.breaks]
+    return ", ".join(parts)
+
+
+def _number(channels: Mapping[str, float], name: str) -> str:
+    return f"{channels[name]:.3f}" if name in channels else "–"
+
+
+def show_verification(found: Verification, made: Repair | None) -> None:
+    """What is damaged, what a repair did, and whether all is well."""
+    for problem in found.problems:
+        typer.echo(f"damaged: {printable(str(problem))}")
+    if made is not None:
+        typer.echo(
+            f"repaired: {made.generation or 'what was damaged was not needed'}, "
+            f"{made.reused:,} vectors used again, {made.embedded:,} texts embedded"
+        )
+    if found.intact:
+        typer.echo(f"intact: {found.rows:,} rows of the pool, {', '.join(found.generations)}")
