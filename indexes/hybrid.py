@@ -8,7 +8,7 @@ channels score each of them. The order is total: by descending fused score, then
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -91,6 +91,7 @@ class ChannelScores:
     lexical: Scores
     dense_speaks: bool
     lexical_speaks: bool
+    _maxima: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def restricted(self, keep: Mask) -> ChannelScores:
         """The same for the rows where `keep`, of shape (index rows,), is true."""
@@ -277,11 +278,13 @@ class HybridIndex:
         return _convex(dense, scores.lexical[places], self._dense_maximum(scores), _maximum(scores), fusion)
 
     def _dense_maximum(self, scores: ChannelScores) -> float:
-        """The exact maximum of the dense channel over the rows under consideration."""
+        """The exact maximum of the dense channel over the rows under consideration; worked out once."""
         if not len(scores.rows):
             return COSINE_INFIMUM
-        places = _possible(scores.dense, 1, self._bound)
-        return float(self.dense.exact(scores.rows[places], scores.query.vector).max())
+        if "dense" not in scores._maxima:
+            places = _possible(scores.dense, 1, self._bound)
+            scores._maxima["dense"] = float(self.dense.exact(scores.rows[places], scores.query.vector).max())
+        return scores._maxima["dense"]
 
     def _hits(self, scores: ChannelScores, places: Places, fusion: Fusion, mode: str) -> Hits:
         if fusion.mode == "hybrid" and mode != "none":

@@ -94,7 +94,7 @@ class Selector:
     def _filled(self, recipe: Recipe) -> Recipe:
         """The recipe with the calibrated weight and every default filled in, so that what is stored says all."""
         if recipe.retrieve.weight is None:
-            recipe = recipe.with_options({"weight": self.snapshot.base.weight})
+            recipe = replace(recipe, retrieve=replace(recipe.retrieve, weight=self.snapshot.base.weight))
         return recipe.filled()
 
     def _vectors(

@@ -115,8 +115,8 @@ def rank(
         choices += part.choices
         barred |= part.barred
     chosen = np.array([choice.row for choice in choices], dtype=np.int64)
-    # A copy of the query that the guard meets must not set the scale, wherever it stands and whoever chose.
-    guarded.first(0, None)
+    # A copy of the query that the guard meets must not set the scale, whoever chose.
+    guarded.settle()
     hits = index.describe(guarded.scores, chosen, fusion)
     left = {row: why for row, why in barred.items() if row not in chosen}
     return Ranked(tuple(choices), hits, guarded.blocked, part.open_variance, left, part.unmet)
@@ -188,7 +188,7 @@ def _rows_for(part: Part, count: int, guarded: _Guarded, lookup: Lookup, recipe:
         seeded = method.shuffled_by(settings, lookup.reader.query.id)
         shuffle = None if seeded is None else _shuffle(guarded.index, recipe.select.seed, seeded)
         # What is chosen already may be among the best; as many more keep the strategy's view of the others whole.
-        rows = guarded.first(min(depth + len(taken), len(guarded.index)) if depth else 0, shuffle)
+        rows = guarded.first(min(depth + len(taken), len(guarded.index)), shuffle) if depth else taken[:0]
         rows = rows[~np.isin(rows, taken)][:depth]
     return rows[~np.isin(rows, taken)]
 
@@ -238,6 +238,11 @@ class _Guarded:
             if self.check is None or not self._look_at(np.union1d(rows, self._leaders())):
                 return rows
 
+    def settle(self) -> None:
+        """Takes out what is blocked among the rows that set a channel's maximum, until none is."""
+        while self.check is not None and self._look_at(self._leaders()):
+            pass
+
     def _best(self, count: int) -> Rows:
         rows = self.index.rank(self.scores, count + len(self.blocked), self.fusion).rows
         return self._unblocked(rows)[:count]
@@ -253,7 +258,7 @@ class _Guarded:
     def _leaders(self) -> Rows:
         """The rows that set the channels' maxima, to which the other scores are compared."""
         alone = [Fusion(mode="dense"), Fusion(mode="lexical")]
-        return np.concatenate([self.index.rank(self.scores, 1, fusion).rows for fusion in alone])
+        return np.unique(np.concatenate([self.index.rank(self.scores, 1, fusion).rows for fusion in alone]))
 
     def _look_at(self, rows: Rows) -> bool:
         """Takes out those of the rows that are blocked; whether there were any."""

@@ -317,6 +317,8 @@ class Recipe:
         Raises:
             InvalidInput: An unknown option, or a value of the wrong type or out of range.
         """
+        if not options:
+            return self
         sections: dict[str, dict[str, object]] = {name: dict(values) for name, values in asdict(self).items()}
         if options.get("strategy", self.select.strategy) != self.select.strategy:
             sections["select"]["options"] = {}  # those of another strategy mean nothing to this one
