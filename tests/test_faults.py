@@ -249,12 +249,13 @@ def test_the_command_line_exits_with_1_and_one_line(tmp_path):
     assert state(tmp_path / "i") == old
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_in_a_directory_that_cannot_be_written_reading_works_and_writing_says_why(tmp_path):
     root = tmp_path / INDEX
     built(root)
     old = state(root)
     root.chmod(0o555)
+    if os.access(root, os.W_OK):
+        pytest.skip("this user may write anywhere")
     try:
         assert state(root) == old
         with opened(root) as index, pytest.raises(StorageError, match=str(root)):
