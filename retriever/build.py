@@ -31,6 +31,7 @@ from retriever.pool import Pool
 from retriever.revisions import Revision
 from retriever.settings import IndexSettings
 from retriever.stored_embedder import StoredEmbedder
+from retriever.token_storage import TextTokens, token_files
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
@@ -77,6 +78,9 @@ class Known(Protocol):
 
     def save(self, texts: Sequence[str], vectors: NDArray[np.float32]) -> None:
         """Told of what was embedded; durable when it returns."""
+
+    def tokens(self, text: str) -> TextTokens | None:
+        """The tokens of a text; None when it has to be embedded."""
 
 
 def embed(
@@ -149,6 +153,11 @@ def publish(
     if settings.ann is not None:
         progress("building the FAISS index", 0, 1)
         content["ann.faiss"] = [AnnIndex.build(settings.ann, segment.vectors).to_bytes()]
+    if settings.token_vectors:
+        prefix = stored_embedder.prompts.example
+        content |= token_files(
+            embedder, texts.texts, texts.number, prefix=prefix, known=known.tokens, progress=progress
+        )
     content |= stored_embedder.files
     about = about_index(settings, stored_embedder, calibration)
     state = {

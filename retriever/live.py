@@ -15,6 +15,7 @@ from retriever.errors import IndexCorrupt, StorageError
 from retriever.example import Example
 from retriever.opening import open_pool, open_snapshot, read_current
 from retriever.query_encoder import QueryEncoder
+from retriever.rescoring import Rescorer, Rescoring
 from retriever.revisions import Revision
 from retriever.selector import Selector
 from retriever.snapshot import Snapshot
@@ -48,13 +49,13 @@ class LiveIndex:
         self._pool = open_pool(path)
         try:
             snapshot = self._open()
-            self._encoder = QueryEncoder(StoredEmbedder.from_generation(snapshot.base.generation), embedder, note)
+            self._use(StoredEmbedder.from_generation(snapshot.base.generation))
             if embedder is not None:
                 self._encoder.embedder  # noqa: B018  refuses a wrong one now, not at the first query
         except BaseException:
             self._pool.close()
             raise
-        self.selector = Selector(snapshot, self._encoder.queries)
+        self.selector = self._selector(snapshot)
 
     @property
     def snapshot(self) -> Snapshot:
@@ -126,7 +127,7 @@ class LiveIndex:
 
     def compact(self, session: writing.Session) -> None:
         """Publishes a generation that holds all that the view shows."""
-        writing.compact(session, self.snapshot)
+        writing.compact(session, self.snapshot, lambda: self._encoder.embedder)
         self._move_to(self._open())
 
     def _open(self) -> Snapshot:
@@ -147,6 +148,13 @@ class LiveIndex:
     def _move_to(self, snapshot: Snapshot) -> None:
         stored = StoredEmbedder.from_generation(snapshot.base.generation)
         if stored.manifest != self._encoder.stored.manifest:
-            self._encoder = QueryEncoder(stored, self._given, self._note)
+            self._use(stored)
         if snapshot is not self.snapshot:
-            self.selector = Selector(snapshot, self._encoder.queries)
+            self.selector = self._selector(snapshot)
+
+    def _use(self, stored: StoredEmbedder) -> None:
+        self._encoder = QueryEncoder(stored, self._given, self._note)
+        self._rescoring = Rescoring(self._encoder)
+
+    def _selector(self, snapshot: Snapshot) -> Selector:
+        return Selector(snapshot, self._encoder.queries, Rescorer(snapshot, self._rescoring))

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 _BYTES_PER_COMPONENT = 4
 # How often the vectors are in memory at the same time: by distinct text, by row, and a half for blocks on their way.
 _VECTOR_COPIES = 2.5
+# By text, and one after the other as they are written.
+_TOKEN_COPIES = 2
 # A text as a Python string, its terms while they are counted, and its postings while they are sorted.
 _BYTES_PER_CHARACTER = 14
 # Row number, id, hash, and the dictionary entry of a text.
@@ -24,12 +26,14 @@ class BuildPlan:
         characters: Of their stored form, all together.
         dim: Components of a vector.
         ann: Whether a FAISS index is built, too.
+        token_bytes: Of the token vectors that are stored, all together.
     """
 
     examples: int
     characters: int
     dim: int
     ann: bool
+    token_bytes: int = 0
 
     @property
     def memory_bytes(self) -> int:
@@ -37,6 +41,7 @@ class BuildPlan:
         return int(
             self.examples * (_BYTES_PER_EXAMPLE + self._vector_bytes * (_VECTOR_COPIES + 2 * self.ann))
             + self.characters * _BYTES_PER_CHARACTER
+            + self.token_bytes * _TOKEN_COPIES
         )
 
     @property
@@ -45,6 +50,7 @@ class BuildPlan:
         return int(
             self.examples * (_DISK_BYTES_PER_EXAMPLE + self._vector_bytes * (1 + self.ann))
             + self.characters * _DISK_BYTES_PER_CHARACTER
+            + self.token_bytes
         )
 
     @property

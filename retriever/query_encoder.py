@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from indexes.late_interaction import Floats
 from retriever.embedders import (
     Embedder,
     EmbedderSettings,
@@ -18,8 +20,23 @@ from retriever.embedders import (
     prompts_of,
     same_space,
 )
+from retriever.embedders.base import encode_tokens, token_embedder
 from retriever.errors import Incompatible
 from retriever.stored_embedder import LATENT, StoredEmbedder
+from retriever.token_storage import TextTokens, token_ids, tokens_of
+
+
+@dataclass(frozen=True)
+class QueryTokens:
+    """The tokens of a query.
+
+    Attributes:
+        vectors: Of unit length or zero, float16 or float32, shape (tokens, d).
+        ids: Of each token, int64, shape (tokens,).
+    """
+
+    vectors: Floats
+    ids: NDArray[np.int64]
 
 
 class QueryEncoder:
@@ -61,6 +78,24 @@ class QueryEncoder:
     def examples(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """The vectors of examples' key texts, float32, shape (texts, dim)."""
         return encode_checked(self.embedder, texts, prefix=self._prompts.example)
+
+    def query_tokens(self, text: str) -> QueryTokens:
+        """The tokens of a query's key text.
+
+        Raises:
+            InvalidInput: The embedder has no token vectors.
+        """
+        model, prefix = token_embedder(self.embedder), self._prompts.query
+        vectors = encode_tokens(model, [text], prefix=prefix).text(0)
+        return QueryTokens(vectors, next(token_ids(model, [text], prefix)))
+
+    def example_tokens(self, texts: Sequence[str]) -> list[TextTokens]:
+        """The tokens of examples' key texts, as an index stores them.
+
+        Raises:
+            InvalidInput: The embedder has no token vectors.
+        """
+        return list(tokens_of(self.embedder, texts, self._prompts.example))
 
     def _load(self) -> Embedder:
         if self._asks_for_latent():

@@ -25,6 +25,7 @@ from retriever.revisions import Revision
 from retriever.settings import IndexSettings
 from retriever.snapshot import pool_revision
 from retriever.stored_embedder import StoredEmbedder
+from retriever.token_storage import TextTokens, stored_tokens
 from retriever.verification import RESTORE, generation_problems, pool_problems
 from retriever.writing import LOCK, load_for
 
@@ -167,12 +168,14 @@ class _Remains:
         about: Settings, embedder and fusion.
         newest: The newest revision that the pool or an intact manifest tells of.
         vectors: By pool row, from every file of vectors that is intact and from the pool.
+        tokens: By pool row, from every generation whose files of tokens are intact.
         embedder_files: What a fitted embedder has learned, if it is intact.
     """
 
     about: Mapping[str, object]
     newest: Revision
     vectors: Mapping[int, NDArray[np.float32]]
+    tokens: Mapping[int, TextTokens]
     embedder_files: Mapping[str, Sequence[files.Buffer]]
 
     @classmethod
@@ -181,6 +184,7 @@ class _Remains:
         embedder = StoredEmbedder(dict(about["embedder"]), {})  # type: ignore[call-overload]
         revisions = [pool.head() or Revision()]
         vectors = pool.vectors(embedder.dim)
+        tokens: dict[int, TextTokens] = {}
         learned: Mapping[str, Sequence[files.Buffer]] = {}
         for name in reversed(generations.generations(root)):
             left = generations.salvage(root, name)
@@ -189,10 +193,14 @@ class _Remains:
             with contextlib.suppress(IndexCorrupt):
                 pairs = zip(left.array("rows", np.int64).tolist(), left.array("vectors", np.float32), strict=True)
                 vectors |= dict(pairs)  # these have a hash of their own
+            with contextlib.suppress(IndexCorrupt):
+                rows = left.array("rows", np.int64).tolist()
+                stored = stored_tokens(left, len(rows))
+                tokens |= {row: stored.text(place) for place, row in enumerate(rows)}
             if not learned:
                 learned = _learned(StoredEmbedder.from_generation(left))
             revisions.append(pool_revision(left.manifest))
-        return cls(about, max(revisions, key=lambda revision: revision.number), vectors, learned)
+        return cls(about, max(revisions, key=lambda revision: revision.number), vectors, tokens, learned)
 
 
 def _learned(stored: StoredEmbedder) -> Mapping[str, Sequence[files.Buffer]]:
@@ -215,25 +223,24 @@ def _rebuild(
 ) -> Repair:
     settings = IndexSettings.from_manifest(found.about["settings"])
     key = Key(settings.key)
+    rows = [(key.text(pool_row.example), pool_row.row) for pool_row in pool.examples(revision.number)]
     known = _Known(
-        {
-            key.text(pool_row.example): found.vectors[pool_row.row]
-            for pool_row in pool.examples(revision.number)
-            if pool_row.row in found.vectors
-        }
+        {text: found.vectors[row] for text, row in rows if row in found.vectors},
+        {text: found.tokens[row] for text, row in rows if row in found.tokens} if settings.token_vectors else {},
     )
     about = StoredEmbedder(dict(found.about["embedder"]), found.embedder_files)  # type: ignore[call-overload]
     fusion = Calibration.from_dict(found.about["fusion"])
     weight: Calibration | None = fusion
-    texts = {key.text(pool_row.example) for pool_row in pool.examples(revision.number)}
+    texts = {text for text, _ in rows}
+    complete = texts <= known.vectors.keys() and (not settings.token_vectors or texts <= known.kept.keys())
     embedder: Embedder | None = None
     if about.is_latent and about.files:
         embedder = about.latent()
-    elif about.is_latent or not texts <= known.vectors.keys():
+    elif about.is_latent or not complete:
         embedder, now = load_for(key, given or about.source, pool, revision, note)
         if now.space != about.space:
             note(f"the embedder is not to the last bit what it was: all {len(texts):,} texts are embedded again")
-            known, weight = _Known({}), fusion if fusion.objective == "given" else None
+            known, weight = _Known({}, {}), fusion if fusion.objective == "given" else None
         about = now if now.space != about.space else replace(about, files=now.files)
     published = publish(
         root,
@@ -256,10 +263,11 @@ def _present(embedder: Embedder | None) -> Embedder:
 
 
 class _Known:
-    """Vectors by text; counts what is embedded beside them."""
+    """Vectors and tokens by text; counts the vectors that are embedded beside them."""
 
-    def __init__(self, vectors: dict[str, NDArray[np.float32]]) -> None:
+    def __init__(self, vectors: dict[str, NDArray[np.float32]], tokens: dict[str, TextTokens]) -> None:
         self.vectors = vectors
+        self.kept = tokens
         self.saved = 0
 
     def get(self, text: str) -> NDArray[np.float32] | None:
@@ -267,6 +275,9 @@ class _Known:
 
     def save(self, texts: Sequence[str], vectors: NDArray[np.float32]) -> None:
         self.saved += len(texts)
+
+    def tokens(self, text: str) -> TextTokens | None:
+        return self.kept.get(text)
 
 
 def _remove(root: Path, names: Sequence[str]) -> None:

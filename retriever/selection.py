@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from indexes.hybrid import Hits
 from retriever.example import Example, Json
 from retriever.ranking.order import ORDERS, checked
 from retriever.ranking.recipe import Recipe
@@ -18,8 +19,10 @@ class Demonstration:
     Attributes:
         example: The example.
         rank: Its place by relevance to this selection; 1 is the best.
-        score: What it was ranked by: the fused score, or the channel's own score in a single-channel mode.
-        channels: Cosine (`dense`), BM25 (`lexical`) and `fused`; a channel that had nothing to say is left out.
+        score: What it was ranked by: the fused score, the channel's own in a single-channel mode, or the relevance
+            that a reranker gave it.
+        channels: Cosine (`dense`), BM25 (`lexical`), `fused`, and a reranker's own score (`rerank`); a channel that had
+            nothing to say is left out.
         origin: How it came in: `fixed`, or the name of the strategy.
         gain: What it was worth to the strategy at the moment it was chosen; None where the strategy weighs nothing.
         against: The id of the earlier choice that it was most traded against; None for none.
@@ -150,7 +153,8 @@ class Selection:
         }
 
 
-def channel_scores(dense: float, lexical: float, fused: float) -> dict[str, float]:
-    """The scores by channel name; NaN stands for a channel that had nothing to say and is left out."""
-    scores = {"dense": dense, "lexical": lexical, "fused": fused}
-    return {name: score for name, score in scores.items() if not math.isnan(score)}
+def channel_scores(hits: Hits, place: int, rescored: float | None) -> dict[str, float]:
+    """The scores of a hit by channel name; NaN and None stand for a channel that had nothing to say and is left out."""
+    scores = {"dense": hits.dense[place], "lexical": hits.lexical[place], "fused": hits.fused[place]}
+    found = {name: float(score) for name, score in scores.items() if not math.isnan(score)}
+    return found if rescored is None else {**found, "rerank": rescored}

@@ -22,6 +22,7 @@ from retriever.ranking.seeding import permutation
 from retriever.ranking.strategies import strategy
 from retriever.ranking.strategies.base import Candidates
 from retriever.ranking.strategies.fixed import FixedOptions
+from retriever.rescoring import Rescorer
 from retriever.selection import Demonstration, Dropped, Selection, channel_scores
 from retriever.snapshot import Snapshot
 
@@ -46,11 +47,13 @@ class Selector:
     Args:
         snapshot: The view of the pool.
         embed: Gives the vectors of queries.
+        rescorer: Reads the texts of candidates again, for recipes that ask for it.
     """
 
-    def __init__(self, snapshot: Snapshot, embed: Vectors) -> None:
+    def __init__(self, snapshot: Snapshot, embed: Vectors, rescorer: Rescorer) -> None:
         self.snapshot = snapshot
         self._embed = embed
+        self._rescorer = rescorer
         self._filters = Filters(snapshot)
         self._shared: dict[str, Rows] = {}
         self._sharing = threading.Lock()
@@ -157,7 +160,7 @@ class Selector:
             rows = order[eligible[order]]
             if method.shuffled_by(settings, "") is None:
                 rows = np.sort(rows[:MOST_SHARED])
-        reader = _Reader(self.snapshot, nobody, np.zeros(self.snapshot.dim, dtype=np.float32), ())
+        reader = _Reader(self.snapshot, self._rescorer, nobody, np.zeros(self.snapshot.dim, dtype=np.float32), ())
         candidates = Candidates(rows, np.zeros(len(rows)), reader)
         return rows[method.pick(candidates, part.k, settings).places]
 
@@ -170,9 +173,10 @@ class Selector:
             recipe,
             fusion=Fusion(retrieve.mode, retrieve.weight, retrieve.rule, retrieve.rrf_k),
             lookup=Lookup(
-                _Reader(self.snapshot, query, scores.query.vector, scores.query.terms),
+                _Reader(self.snapshot, self._rescorer, query, scores.query.vector, scores.query.terms),
                 self._named,
                 lambda part: self._shared_rows(part, recipe),
+                lambda rows: self._rescorer.scores(recipe.rerank, query, rows),
             ),
             check=self._check(query, recipe),
         )
@@ -199,8 +203,8 @@ class Selector:
             Demonstration(
                 example,
                 i + 1,
-                float(hits.fused[i]),
-                channel_scores(float(hits.dense[i]), float(hits.lexical[i]), float(hits.fused[i])),
+                float(hits.fused[i]) if choice.relevance is None else choice.relevance,
+                channel_scores(hits, i, choice.rescored),
                 choice.origin,
                 choice.gain,
                 None if choice.against is None else ids[choice.against],
@@ -247,6 +251,7 @@ class _Reader:
     """What strategies may read, over a snapshot; see `retriever.ranking.strategies.base.Reader`."""
 
     snapshot: Snapshot
+    rescorer: Rescorer
     query: Example
     query_vector: NDArray[np.float32]
     query_terms: Sequence[str]
@@ -256,6 +261,9 @@ class _Reader:
 
     def vectors(self, rows: Rows) -> NDArray[np.float32]:
         return self.snapshot.index.dense.vectors(rows)
+
+    def recall(self, rows: Rows) -> NDArray[np.float64]:
+        return self.rescorer.recall(self.query, rows)
 
     def examples(self, rows: Rows) -> list[Example]:
         return self.snapshot.examples(rows)

@@ -26,6 +26,8 @@ class IndexSettings:
         k1: Its saturation parameter.
         b: Its length parameter.
         ann: A FAISS factory string such as `HNSW32`; None searches exactly.
+        token_vectors: Whether the vectors of every token are stored, too, for reranking by `maxsim` and `coverage` of
+            tokens; without them they are made when asked for.
 
     Raises:
         InvalidInput: A value is not one of those allowed.
@@ -38,6 +40,7 @@ class IndexSettings:
     k1: float = 1.5
     b: float = 0.75
     ann: str | None = None
+    token_vectors: bool = False
 
     def __post_init__(self) -> None:
         Key(self.key)
@@ -54,13 +57,13 @@ class IndexSettings:
 
     @classmethod
     def from_manifest(cls, stored: object) -> IndexSettings:
-        """From what `to_dict` gave.
+        """From what `to_dict` gave; a setting that did not exist then has its default.
 
         Raises:
             InvalidInput: It is not that.
         """
         names = {f.name for f in fields(cls)}
-        if not isinstance(stored, Mapping) or set(stored) != names:
+        if not isinstance(stored, Mapping) or not names.issuperset(stored):
             raise InvalidInput(f"stored settings {stored!r}", expected=f"the keys {', '.join(sorted(names))}")
         return cls(**stored)
 

@@ -32,6 +32,7 @@ from retriever.keys import Key, text_hash
 from retriever.pool import Pool, PoolRow
 from retriever.revisions import Revision
 from retriever.settings import IndexSettings
+from retriever.token_storage import StoredTokens, stored_tokens
 
 Rows: TypeAlias = NDArray[np.int64]
 
@@ -52,6 +53,7 @@ class Base:
         id_rows: For each of these ids its row, int64, shape (rows,).
         text_hashes: `text_hash` of each row's key text, uint64, shape (rows,).
         ann: The FAISS index, when there is one.
+        tokens: The tokens of each row, when they are stored.
         revision: The revision of the pool that it was derived from.
         last_row: The largest row number that the pool had used by then.
         weight: The calibrated fusion weight.
@@ -66,6 +68,7 @@ class Base:
     id_rows: Rows
     text_hashes: NDArray[np.uint64]
     ann: AnnIndex | None
+    tokens: StoredTokens | None
     revision: Revision
     last_row: int
     weight: float
@@ -122,10 +125,11 @@ def _parse(generation: Generation) -> Base:
     pool = dict(manifest["pool"])  # type: ignore[call-overload]
     settings = IndexSettings.from_manifest(manifest["settings"])
     ann = generation.buffers.get("ann.faiss")
+    rows = generation.array("rows", np.int64)
     return Base(
         generation,
         settings,
-        generation.array("rows", np.int64),
+        rows,
         Segment.of(generation.array("vectors", np.float32)),
         Postings(
             Vocabulary(generation.array("terms", np.uint8), generation.array("term_offsets", np.int64)),
@@ -138,6 +142,7 @@ def _parse(generation: Generation) -> Base:
         generation.array("id_rows", np.int64),
         generation.array("text_hashes", np.uint64),
         None if ann is None or settings.ann is None else AnnIndex.from_bytes(settings.ann, ann),
+        stored_tokens(generation, len(rows)) if settings.token_vectors else None,
         pool_revision(manifest),
         int(pool["last_row"]),
         Calibration.from_dict(manifest["fusion"]).weight,

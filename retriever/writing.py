@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from indexes import files
 from indexes import generation as generations
 from indexes.current import Current, current_path, point
-from retriever.build import Progress, Published, publish
-from retriever.embedders import Embedder, EmbedderSettings, EmbedderSource, load_embedder
+from retriever.build import Progress, Published, Texts, publish
+from retriever.embedders import Embedder, EmbedderSettings, EmbedderSource, load_embedder, prompts_of
 from retriever.errors import BadRows, IndexMissing, InvalidInput, OutOfSpace
 from retriever.evaluation.calibration import Calibration
 from retriever.example import Example
@@ -28,6 +28,7 @@ from retriever.saved_vectors import SavedVectors, saved_directory
 from retriever.settings import IndexSettings
 from retriever.snapshot import Snapshot, pool_revision
 from retriever.stored_embedder import StoredEmbedder
+from retriever.token_storage import TextTokens, predicted_bytes
 
 _ABOUT = ("settings", "embedder", "fusion")
 LOCK = "LOCK"
@@ -182,7 +183,7 @@ def _build(
     revision = session.pool.stage(examples, session.revision, replace=session.current is not None)
     key = Key(settings.index.key)
     embedder, about = load_for(key, settings.embedder, session.pool, revision, tell.note)
-    _check_plan(session.pool, revision, about, settings, tell)
+    _check_plan(session.pool, revision, embedder, settings, tell)
     saved = SavedVectors(session.root, about.space)
     if saved:
         tell.note(f"an interrupted build has left the vectors of {len(saved):,} texts: they are used")
@@ -195,7 +196,7 @@ def _build(
             embedder=lambda: embedder,
             stored_embedder=about,
             weight=settings.weight,
-            known=_Reused(_indexed_vectors(session, about), saved),
+            known=_Reused(_indexed(session, about), saved),
             progress=tell.progress,
         )
     except BaseException:
@@ -209,9 +210,14 @@ def _build(
     return embedder
 
 
-def _check_plan(pool: Pool, revision: Revision, about: StoredEmbedder, settings: BuildSettings, tell: Told) -> None:
+def _check_plan(pool: Pool, revision: Revision, embedder: Embedder, settings: BuildSettings, tell: Told) -> None:
     """Tells what the build will need, and refuses one that may not have it."""
-    plan = BuildPlan(*pool.size(revision.number), about.dim, settings.index.ann is not None)
+    index = settings.index
+    tokens = 0
+    if index.token_vectors:
+        texts = Texts.of(pool, revision, Key(index.key))
+        tokens = predicted_bytes(embedder, texts.texts, texts.number, prefix=prompts_of(embedder).example)
+    plan = BuildPlan(*pool.size(revision.number), embedder.dim, index.ann is not None, tokens)
     tell.plan(plan)
     if settings.max_memory is not None and plan.memory_bytes > settings.max_memory:
         raise InvalidInput(
@@ -236,34 +242,37 @@ def check_size(rows: int, most: int) -> None:
         )
 
 
-def _indexed_vectors(session: Session, about: StoredEmbedder) -> dict[str, NDArray[np.float32]]:
-    """The vectors of the key texts that are indexed already, if they are of the same space to the last bit."""
+def _indexed(session: Session, about: StoredEmbedder) -> Snapshot | None:
+    """What is indexed already, if its vectors are of the same space to the last bit."""
     if session.current is None:
-        return {}
+        return None
     # They become part of what is published now, so they must be what was published then.
     view = open_snapshot(session.root, session.pool, verify=True, note=lambda line: None)
     same = StoredEmbedder.from_generation(view.base.generation).space == about.space
-    return _vectors_by_text(view) if same else {}
-
-
-def _vectors_by_text(snapshot: Snapshot) -> dict[str, NDArray[np.float32]]:
-    places, texts = [], []
-    for place, example in snapshot.present():
-        places.append(place)
-        texts.append(snapshot.key.text(example))
-    return dict(zip(texts, snapshot.index.dense.vectors(np.array(places, dtype=np.int64)), strict=True))
+    return view if same else None
 
 
 class _Reused:
-    """The vectors of what is indexed already and of what an interrupted build has saved."""
+    """The vectors and tokens of what is indexed already, and the vectors that an interrupted build has saved."""
 
-    def __init__(self, indexed: Mapping[str, NDArray[np.float32]], saved: SavedVectors | None = None) -> None:
-        self._indexed = indexed
+    def __init__(self, indexed: Snapshot | None, saved: SavedVectors | None = None) -> None:
+        self._vectors: dict[str, NDArray[np.float32]] = {}
+        self._places: dict[str, int] = {}
+        self._tokens = None if indexed is None else indexed.base.tokens
         self._saved = saved
+        if indexed is not None:
+            present = [(indexed.key.text(example), place) for place, example in indexed.present()]
+            vectors = indexed.index.dense.vectors(np.array([place for _, place in present], dtype=np.int64))
+            self._vectors = dict(zip((text for text, _ in present), vectors, strict=True))
+            self._places = {text: place for text, place in present if place < len(indexed.base.rows)}
 
     def get(self, text: str) -> NDArray[np.float32] | None:
-        vector = self._indexed.get(text)
+        vector = self._vectors.get(text)
         return vector if vector is not None or self._saved is None else self._saved.get(text)
+
+    def tokens(self, text: str) -> TextTokens | None:
+        place = self._places.get(text)
+        return None if self._tokens is None or place is None else self._tokens.text(place)
 
     def save(self, texts: Sequence[str], vectors: NDArray[np.float32]) -> None:
         if self._saved is not None:
@@ -326,10 +335,15 @@ def load_for(
     return embedder, StoredEmbedder.of(embedder, named)
 
 
-def compact(session: Session, snapshot: Snapshot) -> None:
+def compact(session: Session, snapshot: Snapshot, embedder: Callable[[], Embedder]) -> None:
     """Publishes a generation that holds all that the newest snapshot shows.
 
-    Every vector is in the snapshot, so nothing is embedded.
+    Every vector is in the snapshot, so nothing is embedded but the tokens of what was added, where they are stored.
+
+    Args:
+        session: The writer.
+        snapshot: The newest view.
+        embedder: Gives what embeds tokens; not called otherwise.
     """
     generation = snapshot.base.generation
     generations.collect(session.root, session.current)
@@ -338,10 +352,10 @@ def compact(session: Session, snapshot: Snapshot) -> None:
         session.pool,
         snapshot.revision,
         settings=snapshot.base.settings,
-        embedder=_not_needed,
+        embedder=embedder,
         stored_embedder=StoredEmbedder.from_generation(generation),
         weight=Calibration.from_dict(generation.manifest["fusion"]),
-        known=_Reused(_vectors_by_text(snapshot)),
+        known=_Reused(snapshot),
         progress=lambda stage, done, total: None,
     )
     _finish(session, published, snapshot.revision)
@@ -364,7 +378,3 @@ def collect(path: str | Path) -> tuple[str, ...]:
     """
     with writing(Path(path)) as session:
         return tuple(generations.collect(session.root, session.current))
-
-
-def _not_needed() -> Embedder:
-    raise AssertionError("a text without a vector in a snapshot")

@@ -70,7 +70,16 @@ def oracle(pool: int, fusion: Fusion, blocked: frozenset[int], rows: list[int]) 
 
 
 def run(
-    pool: int, fusion: Fusion, blocked: frozenset[int], *, fixed=(), eligible=None, query_id="q", shared=(), **select
+    pool: int,
+    fusion: Fusion,
+    blocked: frozenset[int],
+    *,
+    fixed=(),
+    eligible=None,
+    query_id="q",
+    shared=(),
+    rerank=None,
+    **select,
 ) -> Ranked:
     index, _, _, query = POOLS[pool]
     asked: list[int] = []
@@ -80,7 +89,7 @@ def run(
         return [f"blocked {row}" if row in blocked else None for row in rows.tolist()]
 
     [scores] = index.score([query], [eligible])
-    recipe = Recipe.of({"select": {**select, "fixed": [str(row) for row in fixed]}})
+    recipe = Recipe.of({"select": {**select, "fixed": [str(row) for row in fixed]}, "rerank": rerank or {}})
     ranked = rank(index, scores, recipe, fusion=fusion, lookup=reads(pool, query_id, shared), check=check)
     assert len(asked) == len(set(asked))  # the guard never looks at a row twice
     assert ranked.blocked == {row: f"blocked {row}" for row in asked if row in blocked}
@@ -121,7 +130,13 @@ def reads(pool: int, query_id: str = "q", shared=()) -> Lookup:
         Reads(pool, query_id),
         named=lambda ids: np.array([int(identity) for identity in ids], dtype=np.int64),
         shared=lambda part: np.array(shared[: part.k], dtype=np.int64),
+        rescore=rescored,
     )
+
+
+def rescored(rows):
+    """A reranker that has nothing to do with the fused scores, and has ties."""
+    return (np.asarray(rows) * 7 % 10).astype(np.float64)
 
 
 pools = st.sampled_from(range(len(POOLS)))
@@ -158,6 +173,48 @@ def test_the_top_k_is_that_of_the_fusion_over_the_unblocked_rows_alone(pool, fus
     assert rows_of(ranked) == [row for row, _ in wanted]
     np.testing.assert_allclose(ranked.hits.fused, [score for _, score in wanted], rtol=0, atol=1e-12)
     assert fixed_of(ranked) == 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(pools, fusions, blocks, st.integers(0, 30), st.integers(1, 70), st.sampled_from([0.0, 0.4, 1.0]))
+def test_a_reranker_sorts_the_best_unblocked_rows_again_and_leaves_the_others_behind_them(
+    pool, fusion, blocked, k, depth, weight
+):
+    ranked = run(pool, fusion, blocked, k=k, rerank={"by": "maxsim", "depth": depth, "weight": weight})
+    fused = oracle(pool, fusion, blocked, list(range(ROWS)))
+    head, tail = fused[:depth], fused[depth:]
+
+    def share(value: float, among: list[float]) -> float:
+        low, high = min(among), max(among)
+        return (value - low) / (high - low) if high > low else 0.0
+
+    again = [float(rescored(row)) for row, _ in head]
+    relevance = {
+        row: round(weight * share(own, again) + (1 - weight) * share(score, [s for _, s in head]), 12)
+        for (row, score), own in zip(head, again, strict=True)
+    }
+    wanted = [*sorted(relevance, key=lambda row: (-relevance[row], row)), *(row for row, _ in tail)][:k]
+    assert rows_of(ranked) == wanted
+    for choice in ranked.choices:
+        if choice.row in relevance:
+            assert choice.rescored == rescored(choice.row)
+            assert choice.relevance == pytest.approx(relevance[choice.row], abs=1e-9)
+        else:
+            assert choice.rescored is None
+            assert -1 <= choice.relevance <= 0
+
+
+def test_a_strategy_sees_the_relevance_that_the_reranker_gives():
+    options = {"strategy": "mmr", "options": {"weight": 1.0, "scaling": "min-max"}, "k": 5}
+    by_reranker = run(0, Fusion(), frozenset(), rerank={"by": "maxsim", "depth": ROWS}, **options)
+    top = run(0, Fusion(), frozenset(), rerank={"by": "maxsim", "depth": ROWS}, k=5)
+    assert rows_of(by_reranker) == rows_of(top)
+    assert rows_of(by_reranker) != rows_of(run(0, Fusion(), frozenset(), **options))
+
+
+def test_fixed_rows_are_not_scored_again():
+    ranked = run(0, Fusion(), frozenset(), fixed=[59, 58], k=6, rerank={"by": "maxsim", "depth": 10})
+    assert [choice.rescored is None for choice in ranked.choices] == [True, True, False, False, False, False]
 
 
 @settings(max_examples=60, deadline=None)

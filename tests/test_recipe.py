@@ -15,12 +15,14 @@ from retriever.ranking.constraints import Constraints
 from retriever.ranking.guard import LEVELS
 from retriever.ranking.order import ORDERS
 from retriever.ranking.recipe import Budget, Filter, Guard, Options, Order, Recipe, Retrieve, Select
+from retriever.ranking.rerank import Rerank
 from retriever.ranking.strategies import STRATEGIES
 
 SECTIONS = {
     "retrieve": ["mode", "weight", "rule", "rrf_k"],
     "guard": ["level", "threshold", "group"],
     "filter": ["where", "match", "exclude"],
+    "rerank": ["by", "depth", "weight", "idf"],
     "select": ["strategy", "k", "seed", "fixed", "candidates", "options", "parts"],
     "constraints": [
         "at_most",
@@ -50,6 +52,9 @@ recipes = st.builds(
     st.builds(Guard, st.sampled_from(LEVELS), shares, st.none() | st.text(max_size=5)),
     st.builds(
         Filter, st.none() | st.text() | st.dictionaries(st.text(max_size=5), st.text() | st.integers()), names, names
+    ),
+    st.builds(
+        Rerank, st.sampled_from([None, "maxsim", "cross-encoder:m"]), st.integers(1, 100_000), shares, st.just(False)
     ),
     st.builds(Select, st.sampled_from(list(STRATEGIES)), st.integers(0, 10_000), st.integers(), names),
     st.builds(
@@ -97,6 +102,11 @@ def test_toml_says_the_same_as_a_mapping(tmp_path):
         where = {language = "en", priority = {"<=" = 2}}
         match = ["task"]
         exclude = ["é"]
+        [rerank]
+        by = "maxsim"
+        depth = 30
+        weight = 0.5
+        idf = true
         [select]
         strategy = "random"
         k = 3
@@ -113,6 +123,7 @@ def test_toml_says_the_same_as_a_mapping(tmp_path):
         Retrieve("hybrid", 1.0, "rrf"),
         Guard("near", 0.8, "author"),
         Filter({"language": "en", "priority": {"<=": 2}}, ("task",), ("é",)),
+        Rerank("maxsim", 30, 0.5, True),
         Select("random", 3, 7),
         order=Order("edges"),
         budget=Budget(4000, 500),
@@ -133,7 +144,7 @@ def test_a_file_that_is_no_toml_is_an_error_with_its_name(tmp_path, content):
 def test_an_unknown_section_is_named_with_those_there_are():
     with pytest.raises(
         InvalidInput,
-        match=r"'retrieval'.*expected one of retrieve, guard, filter, select, constraints, adaptive, order, budget",
+        match=r"'retrieval'.*expected one of retrieve, guard, filter, rerank, select, constraints, adaptive, order",
     ):
         Recipe.of({"retrieval": {}})
 
@@ -162,6 +173,8 @@ def test_a_section_that_is_no_table_is_named():
         ("retrieve", "rrf_k", 0, "from 1 to 1,000,000"),
         ("guard", "level", "paranoid", "off, self, exact, normalised, near"),
         ("guard", "threshold", 2, "from 0 to 1"),
+        ("rerank", "by", "bm25", "maxsim or cross-encoder:NAME_OR_FOLDER"),
+        ("rerank", "idf", True, "maxsim"),
         ("select", "strategy", "best", "top, random, fixed"),
         ("select", "k", -1, "from 0 to 100,000,000"),
         ("select", "k", 100_000_001, "from 0 to 100,000,000"),
@@ -207,6 +220,7 @@ def test_options_are_the_keys_of_a_recipe_by_short_name():
         where='a == "b"',
         match=["m"],
         exclude=["x"],
+        rerank="maxsim",
         strategy="random",
         k=2,
         seed=3,
@@ -223,6 +237,7 @@ def test_options_are_the_keys_of_a_recipe_by_short_name():
         Retrieve("dense", 1.0, "rrf"),
         Guard("near", 0.5, "g"),
         Filter('a == "b"', ("m",), ("x",)),
+        Rerank("maxsim"),
         Select("random", 2, 3, ("f",), 50, {"static": True}),
         order=Order("edges", 3),
         budget=Budget(100, 10),
@@ -241,6 +256,7 @@ def test_each_option_changes_one_key_and_leaves_the_others(option):
         "where": "a == 1",
         "match": ("m",),
         "exclude": ("x",),
+        "rerank": "cross-encoder:m",
         "strategy": "fixed",
         "k": 1,
         "fixed": ("f",),

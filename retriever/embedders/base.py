@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, cast
 from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
+from indexes.late_interaction import TokenVectors
 from retriever.errors import EmbedderError, InvalidInput, RetrieverError
 
 Vectors: TypeAlias = NDArray[np.float32]
@@ -46,6 +47,33 @@ class Embedder(Protocol):
 
     def encode(self, texts: list[str]) -> Vectors:
         """One row per text: (n, dim) float32, of unit length; a row without direction is all zero."""
+        ...
+
+
+class TokenEmbedder(Embedder, Protocol):
+    """Text to the vectors of its tokens as well; tokens that the tokenizer adds around a text are left out.
+
+    Attributes:
+        has_tokens: Whether this model gives vectors of tokens in context; only then may the rest be asked for.
+        token_dim: Components of a token vector.
+        vocabulary: How many token ids there are.
+    """
+
+    @property
+    def has_tokens(self) -> bool: ...  # noqa: D102
+
+    @property
+    def token_dim(self) -> int: ...  # noqa: D102
+
+    @property
+    def vocabulary(self) -> int: ...  # noqa: D102
+
+    def token_vectors(self, texts: list[str]) -> TokenVectors:
+        """Of each text, float32, of unit length; a token without direction is all zero."""
+        ...
+
+    def token_ids(self, texts: list[str]) -> list[NDArray[np.int64]]:
+        """Of each text, the id of each token that `token_vectors` gives a vector for, in text order."""
         ...
 
 
@@ -228,6 +256,49 @@ def encode_checked(embedder: Embedder, texts: Sequence[str], *, prefix: str = ""
         rows = [row for row, text in enumerate(sent) if text is not None]
         vectors[rows] = encoded[[place[text] for text in sent if text is not None]]
     return vectors
+
+
+def token_embedder(embedder: Embedder) -> TokenEmbedder:
+    """The same embedder, when it has token vectors; ask before a recipe that needs them is used.
+
+    Raises:
+        InvalidInput: It has none: a latent-semantic or static model, an endpoint, or a function.
+    """
+    if not getattr(embedder, "has_tokens", False):
+        raise InvalidInput(
+            f"embedder {embedder.name}, which has no token vectors",
+            expected="a transformer model of the sentence-transformers library",
+            fix="build the index with such a model, or do without token vectors",
+        )
+    return cast(TokenEmbedder, embedder)
+
+
+def encode_tokens(embedder: TokenEmbedder, texts: Sequence[str], *, prefix: str = "") -> TokenVectors:
+    """The token vectors of texts: blank ones have none, equal ones are encoded once; see `encode_checked`.
+
+    Args:
+        embedder: What `token_embedder` lets pass.
+        texts: n texts.
+        prefix: Put before every text that is not blank. Its tokens are in the answer, as they are in a pooled vector.
+
+    Returns:
+        float32, n texts.
+
+    Raises:
+        EmbedderError: The model failed, or gave NaN or infinity.
+    """
+    sent = [sendable(prefix + text) if text.strip() else None for text in texts]
+    place = {text: i for i, text in enumerate(dict.fromkeys(text for text in sent if text is not None))}
+    try:
+        encoded = embedder.token_vectors(list(place))
+    except RetrieverError:
+        raise
+    except Exception as error:
+        raise EmbedderError(f"embedder {embedder.name} failed: {type(error).__name__}: {first_line(error)}") from error
+    if not np.isfinite(encoded.vectors).all():
+        raise EmbedderError(f"embedder {embedder.name} returned NaN or infinity", expected="finite token vectors")
+    none = encoded.vectors[:0]
+    return TokenVectors.of([none if text is None else encoded.text(place[text]) for text in sent], embedder.token_dim)
 
 
 def fingerprint(embedder: Embedder) -> str:

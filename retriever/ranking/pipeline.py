@@ -1,4 +1,4 @@
-"""The ranker: retrieve → guard → select, over one query's channel scores.
+"""The ranker: retrieve → guard → rerank → select, over one query's channel scores.
 
 The guard acts before the cut, so that k is still filled, and before the scores are normalised, so that a copy of the
 query does not set the scale for the others. It only looks at rows that could be chosen or that set a channel's maximum,
@@ -9,8 +9,8 @@ rank fusion, where every row above another counts, ranks are those before the gu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +19,12 @@ from indexes.hybrid import ChannelScores, Fusion, Hits, HybridIndex
 from retriever.ranking.adaptive import Adaptive
 from retriever.ranking.constrained import Constrained, View, constrained
 from retriever.ranking.recipe import Part, Recipe
+from retriever.ranking.rerank import UNSEEN, Rerank, rerank
 from retriever.ranking.seeding import permutation
 from retriever.ranking.strategies import strategy
 from retriever.ranking.strategies.base import Candidates, Reader
 from retriever.ranking.strategies.fixed import FixedOptions
-from retriever.ranking.strategies.picks import NONE
+from retriever.ranking.strategies.picks import NONE, Reals
 from retriever.ranking.strategies.sift import Sifted
 
 Rows: TypeAlias = NDArray[np.int64]
@@ -42,6 +43,8 @@ class Choice:
         against: The earlier choice that it was most traded against; None for none.
         shared: Whether it belongs to the block that all queries share.
         breaks: The constraints that it breaks: it fills up to k where nothing else is left.
+        relevance: What it was worth after reranking; None where nothing scored it again.
+        rescored: The reranker's own score.
     """
 
     row: int
@@ -50,6 +53,8 @@ class Choice:
     against: int | None = None
     shared: bool = False
     breaks: tuple[str, ...] = ()
+    relevance: float | None = None
+    rescored: float | None = None
 
 
 @dataclass(frozen=True)
@@ -81,11 +86,13 @@ class Lookup:
         reader: The query, and more about rows.
         named: From ids to their rows; an id that is not in the pool is an error.
         shared: The rows of a part that all queries share.
+        rescore: The reranker's scores of rows, float64, shape (m,).
     """
 
     reader: Reader
     named: Callable[[Sequence[str]], Rows]
     shared: Callable[[Part], Rows]
+    rescore: Callable[[Rows], Reals]
 
 
 def rank(
@@ -96,13 +103,14 @@ def rank(
     Args:
         index: The index that gave the scores.
         scores: Both channels' scores of the eligible rows.
-        recipe: Its `select` section is used.
+        recipe: What comes after `retrieve` and `guard`, up to `adaptive`, is used.
         fusion: How the channels are combined.
         lookup: Where more is read.
         check: The guard; None when it blocks nothing.
     """
     select = recipe.select
     guarded = _Guarded(index, scores, fusion, check)
+    ranking = _Ranking(guarded, recipe.rerank, lookup.rescore)
     choices: list[Choice] = []
     barred: dict[int, str] = {}
     part = _Picked(())
@@ -110,8 +118,8 @@ def rank(
         last = number == len(select.plan)
         count = min(one.k, select.k - len(choices))
         taken = np.array([choice.row for choice in choices], dtype=np.int64)
-        rows = _rows_for(one, count, guarded, lookup, recipe, taken)
-        part = _pick(one, count, rows, taken, guarded, lookup, recipe, adaptive=recipe.adaptive if last else Adaptive())
+        rows = _rows_for(one, count, ranking, lookup, recipe, taken)
+        part = _pick(one, count, rows, taken, ranking, lookup, recipe, adaptive=recipe.adaptive if last else Adaptive())
         choices += part.choices
         barred |= part.barred
     chosen = np.array([choice.row for choice in choices], dtype=np.int64)
@@ -119,7 +127,8 @@ def rank(
     guarded.settle()
     hits = index.describe(guarded.scores, chosen, fusion)
     left = {row: why for row, why in barred.items() if row not in chosen}
-    return Ranked(tuple(choices), hits, guarded.blocked, part.open_variance, left, part.unmet)
+    again = tuple(replace(choice, **ranking.again(choice.row)) for choice in choices)
+    return Ranked(again, hits, guarded.blocked, part.open_variance, left, part.unmet)
 
 
 @dataclass(frozen=True)
@@ -137,7 +146,7 @@ def _pick(
     count: int,
     rows: Rows,
     taken: Rows,
-    guarded: _Guarded,
+    ranking: _Ranking,
     lookup: Lookup,
     recipe: Recipe,
     *,
@@ -146,10 +155,10 @@ def _pick(
     """The choices of one part. Constraints bind what a strategy chooses for a query, and count what came before."""
     free = part.shared or part.strategy == "fixed" or recipe.constraints.idle
     everything = rows if free else np.concatenate([taken, rows])
-    hits = guarded.index.describe(guarded.scores, everything, guarded.fusion)
-    candidates = Candidates(hits.rows, hits.fused, lookup.reader)
+    relevance = ranking.relevance(everything)
+    candidates = Candidates(everything, relevance, lookup.reader)
     method, settings = strategy(part.strategy), part.settings()
-    count = adaptive.before(hits.fused[len(everything) - len(rows) :], count)
+    count = adaptive.before(relevance[len(everything) - len(rows) :], count)
     if free:
         picked = method.pick(candidates, count, settings)
         made = Constrained(picked, ((),) * len(picked), {}, (), picked)
@@ -173,10 +182,11 @@ def _pick(
     )
 
 
-def _rows_for(part: Part, count: int, guarded: _Guarded, lookup: Lookup, recipe: Recipe, taken: Rows) -> Rows:
+def _rows_for(part: Part, count: int, ranking: _Ranking, lookup: Lookup, recipe: Recipe, taken: Rows) -> Rows:
     """The candidates of a part, best first: eligible, past the guard and not chosen yet."""
     settings = part.settings()
     method = strategy(part.strategy)
+    guarded = ranking.guarded
     if isinstance(settings, FixedOptions):
         rows = guarded.passing(lookup.named(settings.ids))
     elif part.shared:
@@ -188,7 +198,7 @@ def _rows_for(part: Part, count: int, guarded: _Guarded, lookup: Lookup, recipe:
         seeded = method.shuffled_by(settings, lookup.reader.query.id)
         shuffle = None if seeded is None else _shuffle(guarded.index, recipe.select.seed, seeded)
         # What is chosen already may be among the best; as many more keep the strategy's view of the others whole.
-        rows = guarded.first(min(depth + len(taken), len(guarded.index)), shuffle) if depth else taken[:0]
+        rows = ranking.first(min(depth + len(taken), len(guarded.index)), shuffle) if depth else taken[:0]
         rows = rows[~np.isin(rows, taken)][:depth]
     return rows[~np.isin(rows, taken)]
 
@@ -212,6 +222,48 @@ def _shuffle(index: HybridIndex, seed: int, seeded: str) -> Rows:
     """The rows in a random order, which removed ones do not change."""
     rows = np.arange(len(index)) if index.alive is None else np.flatnonzero(index.alive)
     return rows[permutation(len(rows), seed, seeded, "select")]
+
+
+class _Ranking:
+    """The order and relevance of candidates: by their fused scores, or as a reranker has them."""
+
+    def __init__(self, guarded: _Guarded, settings: Rerank, rescore: Callable[[Rows], Reals]) -> None:
+        self.guarded = guarded
+        self._settings = settings
+        self._rescore = rescore
+        self._relevance: dict[int, float] = {}
+        self._rescored: dict[int, float] = {}
+
+    def first(self, count: int, shuffle: Rows | None) -> Rows:
+        """The first `count` rows that pass the guard, by relevance or in a shuffled order of all rows."""
+        if shuffle is not None or self._settings.by is None:
+            return self.guarded.first(count, shuffle)
+        depth = min(self._settings.depth, len(self.guarded.index))
+        rows = self.guarded.first(max(count, depth), None)
+        scores = self._rescore(rows[:depth])
+        new = rerank(rows, self._fused(rows), scores, self._settings.weight)
+        rows = rows[new.places]
+        self._relevance.update(zip(rows.tolist(), new.relevance.tolist(), strict=True))
+        self._rescored.update(zip(rows[:depth].tolist(), scores[new.places[: len(scores)]].tolist(), strict=True))
+        return rows[:count]
+
+    def relevance(self, rows: Rows) -> Reals:
+        """The relevance of rows, shape (m,). Beside a reranker, those that it has not seen are worth the least."""
+        if self._settings.by is None:
+            return self._fused(rows)
+        return np.array([self._relevance.get(row, UNSEEN) for row in rows.tolist()], dtype=np.float64)
+
+    def again(self, row: int) -> _Again:
+        """What the reranker says of a row."""
+        return {"relevance": self._relevance.get(row), "rescored": self._rescored.get(row)}
+
+    def _fused(self, rows: Rows) -> Reals:
+        return self.guarded.index.describe(self.guarded.scores, rows, self.guarded.fusion).fused
+
+
+class _Again(TypedDict):
+    relevance: float | None
+    rescored: float | None
 
 
 class _Guarded:

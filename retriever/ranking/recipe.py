@@ -11,6 +11,9 @@ exported record. A section that is left out has its defaults.
     [filter]
     where = 'language == "en" and priority <= 2'
     match = ["task"]           # the example's value must be the query's
+    [rerank]
+    by = "maxsim"              # token by token; or "cross-encoder:NAME"; left out: no reranking
+    depth = 100                # how many of the best are scored again
     [select]
     strategy = "mmr"           # top, random, fixed, mmr, dpp, sift, coverage, balanced, cluster, complexity
     k = 8
@@ -45,6 +48,7 @@ from retriever.ranking.adaptive import Adaptive
 from retriever.ranking.constraints import Constraints
 from retriever.ranking.guard import LEVELS, Guard
 from retriever.ranking.order import ORDERS
+from retriever.ranking.rerank import Rerank
 from retriever.ranking.strategies import STRATEGIES, strategy, strategy_names
 from retriever.ranking.typed import section
 
@@ -63,6 +67,7 @@ class Options(typing.TypedDict, total=False):
     where: Where
     match: Sequence[str]
     exclude: Sequence[str]
+    rerank: str | None
     strategy: str
     k: int
     seed: int
@@ -85,6 +90,7 @@ _KEY_OF_OPTION = {
     "where": ("filter", "where"),
     "match": ("filter", "match"),
     "exclude": ("filter", "exclude"),
+    "rerank": ("rerank", "by"),
     "strategy": ("select", "strategy"),
     "k": ("select", "k"),
     "seed": ("select", "seed"),
@@ -266,6 +272,7 @@ class Recipe:
     retrieve: Retrieve = field(default_factory=Retrieve)
     guard: Guard = field(default_factory=Guard)
     filter: Filter = field(default_factory=Filter)
+    rerank: Rerank = field(default_factory=Rerank)
     select: Select = field(default_factory=Select)
     constraints: Constraints = field(default_factory=Constraints)
     adaptive: Adaptive = field(default_factory=Adaptive)

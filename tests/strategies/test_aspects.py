@@ -1,13 +1,12 @@
 """What candidates cover of a query: n-grams, token vectors and names, against literal definitions."""
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategy_cases import gaussian, many, some, vectors
+from strategy_cases import many, some, vectors
 
+from indexes.late_interaction import TokenVectors, recall
 from retriever.errors import InvalidInput
 from retriever.ranking.strategies.aspects import Aspects, named_aspects, term_aspects, token_aspects
 
@@ -71,19 +70,11 @@ def tokens(rows, width=4):
 @given(st.lists(vectors, max_size=4), st.lists(st.lists(vectors, max_size=4), max_size=5))
 def test_a_token_is_covered_as_far_as_the_most_similar_token_is_like_it(query, candidates):
     flat, offsets = [row for one in candidates for row in one], np.cumsum([0, *map(len, candidates)])
-    aspects = token_aspects(tokens(query), tokens(flat), offsets)
+    aspects = token_aspects(recall(tokens(query), TokenVectors(tokens(flat), offsets)))
     literal = [[max([0.0, *(float(np.dot(a, b)) for b in one)]) for a in query] for one in candidates]
     assert aspects.covered == pytest.approx(
         np.minimum(np.array(literal).reshape(len(candidates), len(query)), 1), abs=1e-9
     )
-
-
-def test_many_tokens_are_taken_in_chunks_with_the_same_result():
-    flat, query = gaussian(9000, 8), gaussian(5, 8, 1)
-    offsets = np.array([0, 10, 10, 4095, 4100, 9000])
-    likeness = flat.astype(np.float64) @ query.astype(np.float64).T
-    expected = [likeness[a:b].max(axis=0) if b > a else np.zeros(5) for a, b in pairwise(offsets)]
-    assert token_aspects(query, flat, offsets).covered == pytest.approx(np.array(expected), abs=1e-6)
 
 
 def test_named_aspects_by_hand():

@@ -11,14 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
-from numpy.typing import NDArray
 
 from retriever.errors import InvalidInput
-from retriever.ranking.strategies.exact import exact_vectors
 from retriever.ranking.strategies.picks import Integers, Reals, check_range
-
-_CHUNK = 4096
-"""Token vectors widened to float64 at a time: 12 MB at 384 dimensions."""
 
 
 @dataclass(frozen=True)
@@ -125,33 +120,20 @@ def _lookup(distinct: Integers, numbers: Integers, at: Integers) -> tuple[Intege
     return at[hit], place[hit]
 
 
-def token_aspects(
-    query: NDArray[np.float32], tokens: NDArray[np.float32], offsets: Integers, *, weights: Reals | None = None
-) -> Aspects:
+def token_aspects(recall: Reals, *, weights: Reals | None = None) -> Aspects:
     """The query's tokens; a candidate covers one as far as its most similar token is like it (cosine, at least 0).
 
     The weighted mean over the query's tokens of what one candidate covers is its BERTScore recall, or MaxSim.
 
     Args:
-        query: Unit vectors of the query's tokens, shape (l, d).
-        tokens: Unit vectors of the candidates' tokens, one candidate after the other, shape (t, d).
-        offsets: Candidate i has tokens[offsets[i] : offsets[i + 1]], shape (m + 1,); without tokens it covers nothing.
-        weights: What each token of the query is worth (such as its idf; 0 for special tokens), shape (l,); all 1 when
-            left out.
+        recall: How well each candidate matches each token of the query, shape (m, l); see
+            `indexes.late_interaction.recall`.
+        weights: What each token of the query is worth, shape (l,); all 1 when left out.
 
     Raises:
-        InvalidInput: The shapes do not belong together, or a vector is not of unit length.
+        InvalidInput: The shapes do not belong together, or a number that is not finite.
     """
-    _check_offsets(offsets, len(tokens))
-    asked, _ = exact_vectors(query)
-    likeness = np.zeros((len(tokens), len(asked)))
-    for start in range(0, len(tokens), _CHUNK):
-        likeness[start : start + _CHUNK] = exact_vectors(tokens[start : start + _CHUNK])[0] @ asked.T
-    covered = np.zeros((len(offsets) - 1, len(asked)))
-    filled = np.diff(offsets) > 0
-    if filled.any():
-        covered[filled] = np.maximum.reduceat(likeness, offsets[:-1][filled], axis=0)
-    return Aspects(np.clip(covered, 0.0, 1.0), np.ones(len(asked)) if weights is None else weights)
+    return Aspects(np.clip(recall, 0.0, 1.0), np.ones(recall.shape[1]) if weights is None else weights)
 
 
 def named_aspects(candidates: Sequence[Collection[str]], weights: Mapping[str, float] | None = None) -> Aspects:

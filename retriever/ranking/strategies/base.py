@@ -35,6 +35,9 @@ class Reader(Protocol):
     def vectors(self, rows: Integers) -> NDArray[np.float32]:
         """The vector of each row, shape (m, dim)."""
 
+    def recall(self, rows: Integers) -> Reals:
+        """How well each row's tokens match each of the query's, shape (m, tokens); see `late_interaction.recall`."""
+
     def terms(self, examples: Sequence[Example]) -> list[list[str]]:
         """The terms of each example's key text, in text order."""
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from retriever.errors import InvalidInput
 from retriever.example import Example
-from retriever.ranking.strategies.aspects import Aspects, named_aspects, term_aspects
+from retriever.ranking.strategies.aspects import Aspects, named_aspects, term_aspects, token_aspects
 from retriever.ranking.strategies.base import Candidates, Strategy
 from retriever.ranking.strategies.picks import (
     NONE,
@@ -149,13 +149,14 @@ class CoverageOptions:
     """See `coverage`.
 
     Attributes:
-        of: What has parts: `terms` (n-grams of the key text) or `field` (the values of a field of the query).
+        of: What has parts: `terms` (n-grams of the key text), `tokens` (their vectors, which is Set-BSR) or `field`
+            (the values of a field of the query).
         longest: The longest n-gram.
         field: For `field`: a field that holds a text or a list of texts, such as entity types.
         relevance_weight: What relevance counts against coverage.
     """
 
-    of: Literal["terms", "field"] = "terms"
+    of: Literal["terms", "tokens", "field"] = "terms"
     longest: int = 4
     field: str | None = None
     relevance_weight: float = 0.2
@@ -170,11 +171,12 @@ class CoverageOptions:
 
 
 def _pick(candidates: Candidates, k: int, options: CoverageOptions) -> Picks:
-    aspects = (
-        _term_aspects(candidates, options.longest)
-        if options.field is None
-        else _field_aspects(candidates, options.field)
-    )
+    if options.field is not None:
+        aspects = _field_aspects(candidates, options.field)
+    elif options.of == "tokens":
+        aspects = token_aspects(candidates.reader.recall(candidates.rows))
+    else:
+        aspects = _term_aspects(candidates, options.longest)
     return coverage(aspects, candidates.relevance, k, relevance_weight=options.relevance_weight, scaling="min-max")
 
 

@@ -1,0 +1,121 @@
+"""Rescoring: what reads the texts of candidates again, token by token or together with the query, over one snapshot."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexes.late_interaction import Reals, TokenVectors, maxsim, recall
+from retriever.errors import InvalidInput
+from retriever.example import Example
+from retriever.query_encoder import QueryEncoder
+from retriever.ranking.cross_encoder import CrossEncoderScorer
+from retriever.ranking.rerank import Cache, Rerank
+from retriever.snapshot import Snapshot
+from retriever.token_storage import TextTokens
+
+_CACHE_BYTES = 256 << 20
+
+Rows = NDArray[np.int64]
+
+
+class Rescoring:
+    """What all views of an index share: the models, and the tokens of examples whose tokens are not stored.
+
+    Args:
+        encoder: Embeds texts as the index was built.
+    """
+
+    def __init__(self, encoder: QueryEncoder) -> None:
+        self.encoder = encoder
+        # By the pool's row number, which never stands for another text.
+        self.tokens: Cache[TextTokens] = Cache(_CACHE_BYTES)
+        self._cross_encoders: dict[str, CrossEncoderScorer] = {}
+        self._loading = threading.Lock()
+
+    def cross_encoder(self, name: str) -> CrossEncoderScorer:
+        """The cross-encoder of this name or folder, loaded once.
+
+        Raises:
+            EmbedderError: It cannot be loaded.
+        """
+        with self._loading:
+            if name not in self._cross_encoders:
+                self._cross_encoders[name] = CrossEncoderScorer.load(name)
+            return self._cross_encoders[name]
+
+
+class Rescorer:
+    """Scores rows of one snapshot.
+
+    Args:
+        snapshot: The view of the pool.
+        shared: Models and tokens.
+    """
+
+    def __init__(self, snapshot: Snapshot, shared: Rescoring) -> None:
+        self._snapshot = snapshot
+        self._shared = shared
+
+    def scores(self, rerank: Rerank, query: Example, rows: Rows) -> Reals:
+        """The reranker's score of each row, float64, shape (m,).
+
+        Raises:
+            InvalidInput: The index has no token vectors, or has none stored where idf is asked for.
+            EmbedderError: A model cannot be loaded or fails.
+        """
+        text = self._snapshot.key.text(query)
+        if rerank.model is not None:
+            return self._shared.cross_encoder(rerank.model).scores(text, self._texts(rows))
+        tokens = self._shared.encoder.query_tokens(text)
+        return maxsim(
+            tokens.vectors, self._tokens(rows, tokens.vectors.shape[1]), self._idf(tokens.ids) if rerank.idf else None
+        )
+
+    def recall(self, query: Example, rows: Rows) -> Reals:
+        """How well each row matches each token of the query, float64, shape (m, tokens); see `late_interaction.recall`.
+
+        Raises:
+            InvalidInput: The index's embedder has no token vectors.
+        """
+        tokens = self._shared.encoder.query_tokens(self._snapshot.key.text(query))
+        return recall(tokens.vectors, self._tokens(rows, tokens.vectors.shape[1]))
+
+    def _idf(self, ids: NDArray[np.int64]) -> Reals:
+        stored = self._snapshot.base.tokens
+        if stored is None:
+            raise InvalidInput(
+                "rerank.idf over an index without stored token vectors",
+                fix="build the index with them (--token-vectors), or leave idf out",
+            )
+        known = ids < len(stored.idf)
+        idf = np.full(len(ids), np.log(1.0 + len(stored)))  # of a token that no row has
+        idf[known] = stored.idf[ids[known]]
+        return idf
+
+    def _texts(self, rows: Rows) -> list[str]:
+        return [self._snapshot.key.text(example) for example in self._snapshot.examples(rows)]
+
+    def _tokens(self, rows: Rows, dim: int) -> TokenVectors:
+        """The tokens of rows: stored, kept from before, or embedded now."""
+        stored = self._snapshot.base.tokens
+        if stored is not None and len(rows) and (rows < len(stored)).all():
+            return stored.vectors.take(rows)
+        found = {row: self._kept(row) for row in rows.tolist()}
+        missing = np.array([row for row, tokens in found.items() if tokens is None], dtype=np.int64)
+        if len(missing):
+            made = self._shared.encoder.example_tokens(self._texts(missing))
+            for row, tokens in zip(missing.tolist(), made, strict=True):
+                found[row] = tokens
+                number = int(self._snapshot.rows[row])
+                self._shared.tokens.put(number, tokens, tokens.vectors.nbytes + tokens.ids.nbytes)
+        texts = [tokens.vectors for tokens in (found[row] for row in rows.tolist()) if tokens is not None]
+        return TokenVectors.of(texts, dim, np.float16)
+
+    def _kept(self, row: int) -> TextTokens | None:
+        stored = self._snapshot.base.tokens
+        if stored is not None and row < len(stored):
+            return stored.text(row)
+        return self._shared.tokens.get(int(self._snapshot.rows[row]))
