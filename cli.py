@@ -45,6 +45,10 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 Source = Annotated[Path, typer.Argument(metavar="FILE", help="File of examples; - is standard input.")]
+DefaultRecipe = Annotated[
+    Path | None,
+    typer.Option("--recipe", help="Recipe as TOML: the index's default.", rich_help_panel="Selection"),
+]
 MaxMemory = Annotated[
     int | None,
     typer.Option(
@@ -171,7 +175,9 @@ def build(
     lexical: Annotated[str, typer.Option(help="bm25, or rank-bm25 for checking.")] = "bm25",
     bm25: Annotated[str, typer.Option(help="lucene, okapi, plus or l.")] = "lucene",
     ann: Annotated[str | None, typer.Option(help="FAISS factory string, e.g. HNSW32.")] = None,
+    token_vectors: Annotated[bool, typer.Option("--token-vectors", help="Store a vector for each token.")] = False,
     weight: Annotated[float | None, typer.Option(help="Share of the dense channel; left out: calibrated.")] = None,
+    recipe_file: DefaultRecipe = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse the pool if a row is bad (exit 7).")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the examples of an index.")] = False,
     max_memory: MaxMemory = None,
@@ -199,12 +205,13 @@ def build(
             format=format,
             table=table,
             encoding=encoding,
-            settings=IndexSettings(key, analyzer, lexical, bm25, ann=ann),
+            settings=IndexSettings(key, analyzer, lexical, bm25, ann=ann, token_vectors=token_vectors),
             embedder=embedder_of(embedder) or "auto",
             weight=weight,
             strict=strict,
             overwrite=overwrite,
             max_memory=max_memory,
+            recipe=recipe_file,
             limits=limits_of(limits),
             on_bad=bad,
             on_plan=show_plan,
@@ -379,12 +386,7 @@ def export(
     from retriever.formats import BadRowLog, read_queries
     from retriever.prompting import BatchSettings
 
-    settings = ExportSettings(
-        form,
-        Recipe.of(recipe_file).with_options(recipe_options(recipe)),
-        prompt_options_of(prompt_options),
-        None if model is None else BatchSettings(model, max_tokens, temperature),
-    )
+    batch = None if model is None else BatchSettings(model, max_tokens, temperature)
     bad, log = BadRows(), BadRowLog()
 
     def on_bad(row: BadRow) -> None:
@@ -394,6 +396,10 @@ def export(
             log.raise_if_any()
 
     with _open(index, embedder, trust=trust, limits=limits) as retriever, progress() as shown:
+        chosen = (retriever.recipe if recipe_file is None else Recipe.of(recipe_file)).with_options(
+            recipe_options(recipe)
+        )
+        settings = ExportSettings(form, chosen, prompt_options_of(prompt_options), batch)
         found = read_queries(str(queries), fields=Fields(input=input, id=id), format=format, on_bad=on_bad)
         count = write(retriever, found, output_path, settings, resume=resume, note=note, progress=shown)
     bad.report()
@@ -617,6 +623,7 @@ app.add_typer(recipes)
 @with_options(recipe={**RECIPE, **BUDGET})
 def recipe_show(
     recipe_file: RecipeFile = None,
+    index: Annotated[Path | None, typer.Option("--index", help="Begin with the recipe of this index.")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="JSON instead of TOML.")] = False,
     *,
     recipe: Mapping[str, object],
@@ -625,11 +632,18 @@ def recipe_show(
 
     \b
     retriever recipe show --strategy mmr -k 4 > mmr.toml
-    retriever recipe show --recipe mmr.toml --option weight=0.7
+    retriever recipe show --index tickets.index
     """
     from retriever import Recipe
+    from retriever.errors import InvalidInput
 
-    shown = Recipe.of(recipe_file).with_options(recipe_options(recipe)).filled()
+    if index is not None and recipe_file is not None:
+        raise InvalidInput("both --index and --recipe", expected="the one or the other")
+    begin = Recipe.of(recipe_file)
+    if index is not None:
+        with _open(index, {}) as retriever:
+            begin = retriever.recipe
+    shown = begin.with_options(recipe_options(recipe)).filled()
     if json_output:
         _emit(shown.to_dict())
     else:
@@ -651,6 +665,27 @@ def recipe_check(
 
     Recipe.of(file)
     typer.echo(f"{file} is a recipe")
+
+
+@recipes.command(name="set", no_args_is_help=True)
+@_reported
+def recipe_set(
+    index: Index,
+    file: Annotated[Path, typer.Argument(help="A recipe as TOML.", show_default=False)],
+    json_output: JsonFlag = False,
+) -> None:
+    """Make a recipe the default of an index.
+
+    \b
+    retriever recipe set tickets.index mmr.toml
+    retriever recipe set tickets.index mmr.toml --json
+    """
+    with _open(index, {}) as retriever:
+        generation = retriever.set_recipe(file)
+    if _wants_json(json_output):
+        _emit({"generation": generation})
+    else:
+        typer.echo(f"{generation} selects as {file} says")
 
 
 @recipes.command(name="list")

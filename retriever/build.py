@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +26,7 @@ from retriever.embedders import (
     prompts_of,
 )
 from retriever.evaluation.calibration import Calibration, calibrate
+from retriever.example import Json
 from retriever.keys import Key, text_hash
 from retriever.pool import Pool
 from retriever.revisions import Revision
@@ -35,6 +36,8 @@ from retriever.token_storage import TextTokens, token_files
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
+
+ABOUT = ("settings", "embedder", "fusion", "recipe")
 
 _ENCODE_BLOCK = 512
 
@@ -124,6 +127,7 @@ def publish(
     embedder: Callable[[], Embedder],
     stored_embedder: StoredEmbedder,
     weight: float | Calibration | None,
+    recipe: Mapping[str, Json],
     known: Known,
     progress: Progress,
 ) -> Published:
@@ -137,6 +141,7 @@ def publish(
         embedder: Gives what embeds them; not called when nothing needs it.
         stored_embedder: What is stored of the embedder.
         weight: The fusion weight; None calibrates it.
+        recipe: How demonstrations are selected where nobody says otherwise; see `Recipe.to_dict`.
         known: Where vectors may be had without embedding.
         progress: Told how far the work is.
     """
@@ -159,7 +164,7 @@ def publish(
             embedder, texts.texts, texts.number, prefix=prefix, known=known.tokens, progress=progress
         )
     content |= stored_embedder.files
-    about = about_index(settings, stored_embedder, calibration)
+    about = about_index(settings, stored_embedder, calibration, recipe)
     state = {
         "revision": revision.number,
         "chain": revision.chain,
@@ -192,9 +197,16 @@ class Published:
     calibration: Calibration
 
 
-def about_index(settings: IndexSettings, embedder: StoredEmbedder, calibration: Calibration) -> dict[str, object]:
-    """What the manifest says of how an index is built: enough to build it again from its pool."""
-    return {"settings": settings.to_dict(), "embedder": dict(embedder.manifest), "fusion": calibration.to_dict()}
+def about_index(
+    settings: IndexSettings, embedder: StoredEmbedder, calibration: Calibration, recipe: Mapping[str, Json]
+) -> dict[str, object]:
+    """What the manifest says of how an index is built, by the names in `ABOUT`: enough to build it from its pool."""
+    return {
+        "settings": settings.to_dict(),
+        "embedder": dict(embedder.manifest),
+        "fusion": calibration.to_dict(),
+        "recipe": dict(recipe),
+    }
 
 
 def _weight(

@@ -45,7 +45,8 @@ class BadRows:
 def show_plan(plan: BuildPlan) -> None:
     """What a build will need, on standard error."""
     memory, disk = amount(plan.memory_bytes), amount(plan.disk_bytes)
-    say(f"{plan.examples:,} examples: about {memory} of memory beside the model, {disk} on the disk")
+    tokens = f", of which {amount(plan.token_bytes)} are token vectors" if plan.token_bytes else ""
+    say(f"{plan.examples:,} examples: about {memory} of memory beside the model, {disk} on the disk{tokens}")
 
 
 def show_selection(selection: Selection, *, explain: bool) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -39,7 +39,7 @@ class ExportSettings:
 
     Attributes:
         form: One of `FORMS`.
-        recipe: How demonstrations are selected.
+        recipe: How demonstrations are selected; None for the index's own recipe.
         prompt: How prompts are assembled.
         batch: Model and limits of the batch forms, which need them.
 
@@ -48,7 +48,7 @@ class ExportSettings:
     """
 
     form: str = "demos"
-    recipe: Recipe = field(default_factory=Recipe)
+    recipe: Recipe | None = None
     prompt: PromptOptions = field(default_factory=PromptOptions)
     batch: BatchSettings | None = None
 
@@ -93,6 +93,7 @@ def export(
         MissingDependency: Parquet without pyarrow.
         OSError: The disk is full or failed.
     """
+    settings = replace(settings, recipe=_recipe(retriever, settings))
     kind = writer_format(path)
     if kind in ("csv", "tsv") and settings.batch is not None:
         raise InvalidInput(f"{settings.form} to {path}", expected="a .jsonl or .parquet file for the batch forms")
@@ -139,10 +140,11 @@ def made_from(retriever: Retriever, settings: ExportSettings) -> dict[str, Json]
     """
     options = settings.prompt
     template = options.get("template", "io")
+    recipe = _recipe(retriever, settings)
     made: dict[str, Json] = {
         "program": version("demonstration-retriever"),
         "form": settings.form,
-        "recipe": settings.recipe.to_dict(),
+        "recipe": recipe.to_dict(),
         "index": _index(retriever),
     }
     if settings.form != "demos":
@@ -152,11 +154,15 @@ def made_from(retriever: Retriever, settings: ExportSettings) -> dict[str, Json]
             "form": options.get("form", "messages"),
             "collisions": options.get("collisions", "error"),
             "zero_shot": options.get("zero_shot", False),
-            "counter": load_counter(settings.recipe.budget.counter).name,
+            "counter": load_counter(recipe.budget.counter).name,
         }
     if settings.batch is not None:
         made["batch"] = asdict(settings.batch)
     return made
+
+
+def _recipe(retriever: Retriever, settings: ExportSettings) -> Recipe:
+    return retriever.recipe if settings.recipe is None else settings.recipe
 
 
 def _index(retriever: Retriever) -> dict[str, Json]:

@@ -15,6 +15,7 @@ from retriever.errors import IndexCorrupt, StorageError
 from retriever.example import Example
 from retriever.opening import open_pool, open_snapshot, read_current
 from retriever.query_encoder import QueryEncoder
+from retriever.ranking.recipe import Recipe
 from retriever.rescoring import Rescorer, Rescoring
 from retriever.revisions import Revision
 from retriever.selector import Selector
@@ -125,9 +126,9 @@ class LiveIndex:
                 # The change itself is done and durable.
                 self._note(f"the changes could not be folded into a new generation; the next one tries again: {error}")
 
-    def compact(self, session: writing.Session) -> None:
-        """Publishes a generation that holds all that the view shows."""
-        writing.compact(session, self.snapshot, lambda: self._encoder.embedder)
+    def compact(self, session: writing.Session, recipe: Recipe | None = None) -> None:
+        """Publishes a generation that holds all that the view shows, perhaps with another default recipe."""
+        writing.compact(session, self.snapshot, lambda: self._encoder.embedder, recipe)
         self._move_to(self._open())
 
     def _open(self) -> Snapshot:

@@ -58,6 +58,7 @@ RECIPE: Mapping[str, object] = {
     "where": _option(str | None, "--where", help="Filter, e.g. 'language == \"en\"'.", panel=_SELECTION),
     "match": _option(list[str] | None, "--match", help="FIELD must be as in the query.", panel=_SELECTION),
     "exclude": _option(list[str] | None, "--exclude", help="ID that must not be chosen.", panel=_SELECTION),
+    "rerank": _option(str | None, "--rerank", help="maxsim, or cross-encoder:MODEL.", panel=_SELECTION),
     "strategy": _option(str | None, "--strategy", help="How to choose (top); see recipe list.", panel=_SELECTION),
     "option": _option(list[str] | None, "--option", help="NAME=VALUE for the strategy.", panel=_SELECTION),
     "candidates": _option(int | None, "--candidates", help="How many it weighs (100).", panel=_SELECTION),

@@ -14,7 +14,7 @@ from indexes import files
 from indexes import generation as generations
 from indexes.current import Current
 from indexes.generation import Manifest
-from retriever.build import Progress, publish
+from retriever.build import ABOUT, Progress, publish
 from retriever.embedders import Embedder, EmbedderSource
 from retriever.errors import EmbedderError, Incompatible, IndexCorrupt, IndexMissing
 from retriever.evaluation.calibration import Calibration
@@ -28,8 +28,6 @@ from retriever.stored_embedder import StoredEmbedder
 from retriever.token_storage import TextTokens, stored_tokens
 from retriever.verification import RESTORE, generation_problems, pool_problems
 from retriever.writing import LOCK, load_for
-
-_PARTS = ("settings", "embedder", "fusion")
 
 
 @dataclass(frozen=True)
@@ -144,7 +142,7 @@ def _lost(pool: Pool, revision: Revision) -> IndexCorrupt:
 
 
 def _about(root: Path, pool: Pool, current: Current | None) -> Mapping[str, object]:
-    """Settings, embedder and fusion: as the current manifest says, else the pool's note, else an older manifest.
+    """How the index is built: as the current manifest says, else the pool's note, else an older manifest.
 
     An older manifest may be that of another build.
     """
@@ -152,12 +150,12 @@ def _about(root: Path, pool: Pool, current: Current | None) -> Mapping[str, obje
     if current is not None:
         with contextlib.suppress(IndexCorrupt):
             manifest = generations.read_manifest(root, current.generation, current.manifest)
-            return {part: manifest[part] for part in _PARTS}
+            return {part: manifest[part] for part in ABOUT}
     if about := pool.about():
         return about
     if not manifests:
         raise IndexCorrupt(root, "neither a manifest nor the pool tells how it was built", fix="build it again")
-    return {part: manifests[0][part] for part in _PARTS}
+    return {part: manifests[0][part] for part in ABOUT}
 
 
 @dataclass(frozen=True)
@@ -165,7 +163,7 @@ class _Remains:
     """What is left of an index.
 
     Attributes:
-        about: Settings, embedder and fusion.
+        about: Settings, embedder, fusion and recipe.
         newest: The newest revision that the pool or an intact manifest tells of.
         vectors: By pool row, from every file of vectors that is intact and from the pool.
         tokens: By pool row, from every generation whose files of tokens are intact.
@@ -250,6 +248,7 @@ def _rebuild(
         embedder=lambda: _present(embedder),
         stored_embedder=about,
         weight=weight,
+        recipe=dict(found.about["recipe"]),  # type: ignore[call-overload]
         known=known,
         progress=progress,
     )

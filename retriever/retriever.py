@@ -34,7 +34,7 @@ QueryLike: TypeAlias = "str | Mapping[str, Json] | Example"
 RecipeLike: TypeAlias = "Recipe | Mapping[str, Json] | str | Path | None"
 Note: TypeAlias = Callable[[str], None]
 
-_SHOWN = ("format", "created_by", "settings", "embedder", "fusion")
+_SHOWN = ("format", "created_by", "settings", "embedder", "fusion", "recipe")
 
 
 def log_note(line: str) -> None:
@@ -104,6 +104,7 @@ class Retriever:
         strict: bool = False,
         overwrite: bool = False,
         max_memory: int | None = None,
+        recipe: RecipeLike = None,
         on_bad: Callable[[BadRow], None] | None = None,
         on_plan: Callable[[BuildPlan], None] = lambda plan: None,
         note: Note = log_note,
@@ -134,6 +135,7 @@ class Retriever:
             strict: Whether a bad row fails the build; otherwise bad rows are set aside and reported.
             overwrite: Whether an index that is there gets these examples instead of its own.
             max_memory: Bytes; a build that is predicted to need more is refused before it embeds anything.
+            recipe: What `select` goes by where it is told nothing else; see there. The index stores it.
             on_bad: Called with each bad row.
             on_plan: Called before the work starts with what it is predicted to need.
             note: Told in one line what a reader should know; by default the logger `retriever` warns.
@@ -163,7 +165,9 @@ class Retriever:
                 on_bad=_both(sink, on_bad),
             )
 
-        asked = writing.BuildSettings(index, embedder, weight, strict, overwrite, bounds.rows, max_memory)
+        asked = writing.BuildSettings(
+            index, embedder, weight, strict, overwrite, bounds.rows, max_memory, Recipe.of(recipe)
+        )
         tell = writing.Told(note, progress, on_plan)
         used = writing.build_index(Path(path), read, asked, log=log, tell=tell)
         if log.count and on_bad is None:
@@ -233,7 +237,7 @@ class Retriever:
 
         Args:
             query: Text, a mapping with `input` and perhaps further fields, or an example.
-            recipe: A `Recipe`, a mapping, or the path of a TOML file; the defaults when None.
+            recipe: A `Recipe`, a mapping, or the path of a TOML file; the index's own when None.
             vector: The vector of the query's key text, shape (dim,), when it is known already.
             **options: Single keys of the recipe, such as `k=4`, `mode="dense"`, `where='language == "en"'`.
 
@@ -262,7 +266,7 @@ class Retriever:
             yield from selector.select(block, settings)
 
     def _recipe(self, recipe: RecipeLike, options: Options) -> Recipe:
-        chosen = Recipe.of(recipe).with_options(options)
+        chosen = (self.recipe if recipe is None else Recipe.of(recipe)).with_options(options)
         if chosen.select.k > self._limits.k:
             raise InvalidInput(
                 f"select.k = {chosen.select.k:,}",
@@ -317,6 +321,15 @@ class Retriever:
     def labels(self) -> tuple[str, ...]:
         """The labels of the pool, sorted."""
         return self._live.selector.labels
+
+    @property
+    def recipe(self) -> Recipe:
+        """The index's default recipe.
+
+        Raises:
+            InvalidInput: It names a strategy of a package that is not installed.
+        """
+        return self._live.selector.recipe
 
     @property
     def generation(self) -> str:
@@ -449,6 +462,27 @@ class Retriever:
         with self._live.session() as session:
             if self._snapshot.changed or self._snapshot.base.generation.stands_in:
                 self._live.compact(session)
+        return self.generation
+
+    def set_recipe(self, recipe: RecipeLike) -> str:
+        """Makes a recipe the index's default, for every process that opens it from now on; durable when it returns.
+
+        A generation is published, with all changes folded in. Nothing is embedded.
+
+        Args:
+            recipe: As for `select`; None for the defaults.
+
+        Returns:
+            The generation that answers now.
+
+        Raises:
+            InvalidInput: A recipe that cannot be used.
+            IndexLocked: Another process is writing.
+            StorageError: The operating system refuses; `OutOfSpace` when the disk has no room.
+        """
+        chosen = Recipe.of(recipe)
+        with self._live.session() as session:
+            self._live.compact(session, chosen)
         return self.generation
 
     def refresh(self) -> bool:

@@ -64,6 +64,15 @@ class Selector:
         return max(1, min(MAX_BLOCK, _BLOCK_BYTES // (_BYTES_PER_SCORE * max(1, len(self.snapshot.rows)))))
 
     @cached_property
+    def recipe(self) -> Recipe:
+        """The index's default recipe.
+
+        Raises:
+            InvalidInput: It names a strategy of a package that is not installed.
+        """
+        return Recipe.of(self.snapshot.base.recipe)
+
+    @cached_property
     def labels(self) -> tuple[str, ...]:
         """The labels of the pool, sorted."""
         return tuple(sorted({label for _, example in self.snapshot.present() for label in example.labels}))

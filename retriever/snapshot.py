@@ -11,7 +11,7 @@ pool is asked for payloads alone, and each of those has its own hash.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeAlias
@@ -27,7 +27,7 @@ from indexes.lexical import BM25Index, Postings, RankBM25Index, check_postings
 from indexes.vocabulary import Vocabulary, check_vocabulary
 from retriever.errors import IndexCorrupt, InvalidInput
 from retriever.evaluation.calibration import Calibration
-from retriever.example import Example
+from retriever.example import Example, Json
 from retriever.keys import Key, text_hash
 from retriever.pool import Pool, PoolRow
 from retriever.revisions import Revision
@@ -57,6 +57,7 @@ class Base:
         revision: The revision of the pool that it was derived from.
         last_row: The largest row number that the pool had used by then.
         weight: The calibrated fusion weight.
+        recipe: The default recipe, as it is stored: it may name a strategy of a package that is not there.
     """
 
     generation: Generation
@@ -72,6 +73,7 @@ class Base:
     revision: Revision
     last_row: int
     weight: float
+    recipe: Mapping[str, Json]
 
     @classmethod
     def load(cls, generation: Generation, *, verify: bool = True) -> Base:
@@ -146,6 +148,7 @@ def _parse(generation: Generation) -> Base:
         pool_revision(manifest),
         int(pool["last_row"]),
         Calibration.from_dict(manifest["fusion"]).weight,
+        dict(manifest["recipe"]),  # type: ignore[call-overload]
     )
 
 

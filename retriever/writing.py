@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from indexes import files
 from indexes import generation as generations
 from indexes.current import Current, current_path, point
-from retriever.build import Progress, Published, Texts, publish
+from retriever.build import ABOUT, Progress, Published, Texts, publish
 from retriever.embedders import Embedder, EmbedderSettings, EmbedderSource, load_embedder, prompts_of
 from retriever.errors import BadRows, IndexMissing, InvalidInput, OutOfSpace
 from retriever.evaluation.calibration import Calibration
@@ -23,6 +23,7 @@ from retriever.keys import Key
 from retriever.opening import open_snapshot, pool_path, read_current
 from retriever.plan import BuildPlan
 from retriever.pool import Pool
+from retriever.ranking.recipe import Recipe
 from retriever.revisions import Revision
 from retriever.saved_vectors import SavedVectors, saved_directory
 from retriever.settings import IndexSettings
@@ -30,7 +31,6 @@ from retriever.snapshot import Snapshot, pool_revision
 from retriever.stored_embedder import StoredEmbedder
 from retriever.token_storage import TextTokens, predicted_bytes
 
-_ABOUT = ("settings", "embedder", "fusion")
 LOCK = "LOCK"
 
 
@@ -94,7 +94,7 @@ def _settled(root: Path, pool: Pool, *, create: bool) -> Session:
         pool.settle(Revision(), {})
     else:
         manifest = generations.read_manifest(root, current.generation, current.manifest)
-        pool.settle(Revision(current.revision, current.chain), {name: manifest[name] for name in _ABOUT})
+        pool.settle(Revision(current.revision, current.chain), {name: manifest[name] for name in ABOUT})
     return Session(root, pool, current)
 
 
@@ -110,6 +110,7 @@ class BuildSettings:
         overwrite: Whether the examples may take the place of those of an index that is there.
         max_rows: The most examples that are taken.
         max_memory: The most bytes of memory that the build may be predicted to need; None for any.
+        recipe: How demonstrations are selected where nobody says otherwise.
     """
 
     index: IndexSettings
@@ -119,6 +120,7 @@ class BuildSettings:
     overwrite: bool = False
     max_rows: int = Limits.rows
     max_memory: int | None = None
+    recipe: Recipe = field(default_factory=Recipe)
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,7 @@ def _build(
             embedder=lambda: embedder,
             stored_embedder=about,
             weight=settings.weight,
+            recipe=settings.recipe.to_dict(),
             known=_Reused(_indexed(session, about), saved),
             progress=tell.progress,
         )
@@ -335,7 +338,9 @@ def load_for(
     return embedder, StoredEmbedder.of(embedder, named)
 
 
-def compact(session: Session, snapshot: Snapshot, embedder: Callable[[], Embedder]) -> None:
+def compact(
+    session: Session, snapshot: Snapshot, embedder: Callable[[], Embedder], recipe: Recipe | None = None
+) -> None:
     """Publishes a generation that holds all that the newest snapshot shows.
 
     Every vector is in the snapshot, so nothing is embedded but the tokens of what was added, where they are stored.
@@ -344,6 +349,7 @@ def compact(session: Session, snapshot: Snapshot, embedder: Callable[[], Embedde
         session: The writer.
         snapshot: The newest view.
         embedder: Gives what embeds tokens; not called otherwise.
+        recipe: The new default recipe; None leaves it as it is.
     """
     generation = snapshot.base.generation
     generations.collect(session.root, session.current)
@@ -355,6 +361,7 @@ def compact(session: Session, snapshot: Snapshot, embedder: Callable[[], Embedde
         embedder=embedder,
         stored_embedder=StoredEmbedder.from_generation(generation),
         weight=Calibration.from_dict(generation.manifest["fusion"]),
+        recipe=snapshot.base.recipe if recipe is None else recipe.to_dict(),
         known=_Reused(snapshot),
         progress=lambda stage, done, total: None,
     )

@@ -1,0 +1,127 @@
+"""The index's own recipe: what `select` goes by where it is told nothing else."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from cli import app
+from indexes import generation as generations
+from indexes.current import read_current
+from retriever import Recipe, Retriever
+from retriever.errors import InvalidInput
+from retriever.export import ExportSettings, export, made_from
+from retriever.repair import repair
+from tests.support import build, embed, fail
+
+ROWS = [{"id": f"r{i}", "input": f"card {i} refund {i % 3}", "output": f"o{i % 3}"} for i in range(9)]
+MMR = {"select": {"strategy": "mmr", "k": 3, "options": {"weight": 0.4}}, "order": {"by": "best-first"}}
+TOML = '[select]\nstrategy = "mmr"\nk = 3\n[select.options]\nweight = 0.4\n[order]\nby = "best-first"\n'
+
+
+@pytest.fixture
+def path(tmp_path):
+    build(ROWS, tmp_path / "i", weight=0.5, recipe=MMR).close()
+    return tmp_path / "i"
+
+
+def opened(path) -> Retriever:
+    return Retriever.open(path, embedder=embed, note=fail)
+
+
+def test_an_index_has_the_defaults_unless_it_is_built_with_a_recipe(tmp_path, path):
+    with build(ROWS, tmp_path / "plain", weight=0.5) as retriever:
+        assert retriever.recipe == Recipe()
+    with opened(path) as retriever:
+        assert retriever.recipe == Recipe.of(MMR)
+
+
+def test_select_goes_by_it_and_single_keys_change_it_and_a_recipe_takes_its_place(path):
+    with opened(path) as retriever:
+        by_default = retriever.select("card refund")
+        assert by_default.recipe.select.strategy == "mmr"
+        assert by_default.ids == retriever.select("card refund", recipe=MMR).ids
+        assert [s.ids for s in retriever.select_many(["card refund"])] == [by_default.ids]
+        changed = retriever.select("card refund", k=2)
+        assert (changed.recipe.select.strategy, len(changed)) == ("mmr", 2)
+        replaced = retriever.select("card refund", recipe={})
+        assert (replaced.recipe.select.strategy, len(replaced)) == ("top", 8)
+        assert retriever.prompt("card refund").tokens == retriever.prompt(by_default).tokens
+
+
+def test_a_recipe_that_is_set_is_there_for_everybody_and_stays(path):
+    with opened(path) as mine, opened(path) as other:
+        mine.add({"id": "new", "input": "late refund", "output": "o"})
+        assert mine.set_recipe({"select": {"k": 2}}) == "gen-000002"
+        assert mine.recipe.select.k == other.recipe.select.k - 1 == 2
+        assert other.refresh()
+        assert other.recipe == mine.recipe
+        assert other.select("late refund").ids == mine.select("late refund").ids
+        mine.remove("r1")
+        mine.compact()
+    with opened(path) as later:
+        assert later.recipe.select.k == 2
+        assert later.set_recipe(None) == "gen-000004"
+        assert later.recipe == Recipe()
+    with opened(path) as retriever, pytest.raises(InvalidInput, match=r"select\.k"):
+        retriever.set_recipe({"select": {"k": -1}})
+
+
+def test_a_repair_keeps_it(path):
+    vectors = path / "gen-000001" / "lengths.npy"
+    vectors.write_bytes(vectors.read_bytes()[:-1])
+    repair(path, embedder=embed, note=fail)
+    with opened(path) as retriever:
+        assert retriever.recipe == Recipe.of(MMR)
+
+
+def test_an_export_goes_by_it(path, tmp_path):
+    with opened(path) as retriever:
+        asked = [retriever.select("card refund").query]
+        export(retriever, asked, tmp_path / "a.jsonl", ExportSettings())
+        export(retriever, asked, tmp_path / "b.jsonl", ExportSettings(recipe=Recipe.of(MMR)))
+        assert made_from(retriever, ExportSettings()) == made_from(retriever, ExportSettings(recipe=Recipe.of(MMR)))
+    assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
+    assert len(json.loads((tmp_path / "a.jsonl").read_text())["demonstrations"]) == 3
+
+
+def test_one_that_names_a_strategy_which_is_not_installed_is_refused_only_when_it_is_used(path):
+    current = read_current(path)
+    generation = generations.open_current(path, current)
+    content = {name: [bytes(buffer)] for name, buffer in generation.buffers.items()}
+    about = {name: generation.manifest[name] for name in ("created_by", "pool", "settings", "embedder", "fusion")}
+    about["recipe"] = {"select": {"strategy": "foreign"}}
+    generations.publish(path, content, about, revision=current.revision, chain=current.chain)
+    generation.close()
+    with opened(path) as retriever:
+        assert len(retriever.select("card refund", recipe={})) == 8
+        with pytest.raises(InvalidInput, match=r"select\.strategy = 'foreign'; expected one of top"):
+            retriever.select("card refund")
+        retriever.add({"id": "new", "input": "late refund", "output": "o"})
+        retriever.compact()
+        retriever.set_recipe(MMR)
+        assert retriever.select("late refund").ids[0] == "new"
+
+
+def run(*arguments: object) -> str:
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_the_command_line_builds_with_it_shows_it_and_sets_it(tmp_path):
+    pool, recipe, index = tmp_path / "pool.jsonl", tmp_path / "mmr.toml", tmp_path / "cli.index"
+    pool.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    recipe.write_text(TOML)
+    run("build", pool, "-o", index, "--embedder", "latent", "--weight", "0.5", "--recipe", recipe)
+    assert json.loads(run("recipe", "show", "--index", index, "--json")) == Recipe.of(MMR).filled().to_dict()
+    assert len(json.loads(run("select", index, "card refund", "--json"))["demonstrations"]) == 3
+    recipe.write_text("[select]\nk = 2\n")
+    assert json.loads(run("recipe", "set", index, recipe, "--json")) == {"generation": "gen-000002"}
+    assert len(json.loads(run("select", index, "card refund", "--json"))["demonstrations"]) == 2
+    assert json.loads(run("info", index, "--json"))["recipe"]["select"]["k"] == 2
+    both = CliRunner().invoke(app, ["recipe", "show", "--index", str(index), "--recipe", str(recipe)])
+    assert both.exit_code == 2
+    assert "both --index and --recipe" in both.output
