@@ -74,7 +74,7 @@ def measure(data: DataSet, folder: Path, k: int, mode: str) -> list[dict[str, Js
 
 
 def _pool(index: Retriever) -> tuple[list[tuple[int, object]], np.ndarray]:
-    snapshot = index._live.snapshot
+    snapshot = index.snapshot
     present = list(snapshot.present())
     return present, snapshot.index.dense.vectors(np.array([place for place, _ in present]))
 

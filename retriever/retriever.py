@@ -214,13 +214,14 @@ class Retriever:
 
     def __len__(self) -> int:
         """How many examples there are."""
-        return len(self._snapshot)
+        return len(self.snapshot)
 
     def __repr__(self) -> str:
         return f"Retriever({str(self.path)!r}, {len(self)} examples)"
 
     @property
-    def _snapshot(self) -> Snapshot:
+    def snapshot(self) -> Snapshot:
+        """The view of the index that answers: examples, vectors, postings. It stays as it is when the index changes."""
         return self._live.snapshot
 
     # Reading
@@ -334,14 +335,14 @@ class Retriever:
     @property
     def generation(self) -> str:
         """The generation that answers, such as `gen-000007`."""
-        return self._snapshot.base.generation.name
+        return self.snapshot.base.generation.name
 
     def info(self) -> dict[str, Json]:
         """What the index is: counts, settings, embedder, fusion weight, generation, and the digest of its content.
 
         `damaged` tells whether an older generation answers in place of one that is damaged.
         """
-        base = self._snapshot.base
+        base = self.snapshot.base
         manifest = base.generation.manifest
         size = sum(len(buffer) for buffer in base.generation.buffers.values())
         return {
@@ -349,10 +350,10 @@ class Retriever:
             "examples": len(self),
             "generation": self.generation,
             "damaged": base.generation.stands_in,
-            "revision": self._snapshot.revision.number,
-            "chain": self._snapshot.revision.chain,
-            "added_since": len(self._snapshot.tail),
-            "removed_since": len(self._snapshot.removed),
+            "revision": self.snapshot.revision.number,
+            "chain": self.snapshot.revision.chain,
+            "added_since": len(self.snapshot.tail),
+            "removed_since": len(self.snapshot.removed),
             "bytes": size,
             **{name: cast(Json, manifest[name]) for name in _SHOWN},
         }
@@ -414,11 +415,11 @@ class Retriever:
             StorageError: The operating system refuses.
         """
         with self._live.session() as session:
-            usable, room = self._snapshot.key.text, self._limits.rows  # any of them may take the place of another
+            usable, room = self.snapshot.key.text, self._limits.rows  # any of them may take the place of another
             given = self._read(examples, fields, strict, on_bad, usable=usable, room=room)
-            places = self._snapshot.places_of([example.id for example in given])
+            places = self.snapshot.places_of([example.id for example in given])
             writing.check_size(len(self) + len(given) - len(places), self._limits.rows)
-            stored = {example.id: example for example in self._snapshot.examples(list(places.values()))}
+            stored = {example.id: example for example in self.snapshot.examples(list(places.values()))}
             new = [example for example in given if stored.get(example.id) != example]
             self._live.change(session, new, [places[example.id] for example in new if example.id in places])
         return Update(
@@ -440,7 +441,7 @@ class Retriever:
         """
         doomed = list(dict.fromkeys([ids] if isinstance(ids, str) else ids))
         with self._live.session() as session:
-            places = self._snapshot.places_of(doomed)
+            places = self.snapshot.places_of(doomed)
             for identity in doomed:
                 if identity not in places:
                     raise InvalidInput(f"no example with the id {identity!r}", expected="ids of examples in the pool")
@@ -460,7 +461,7 @@ class Retriever:
             StorageError: The operating system refuses; `OutOfSpace` when the disk has no room.
         """
         with self._live.session() as session:
-            if self._snapshot.changed or self._snapshot.base.generation.stands_in:
+            if self.snapshot.changed or self.snapshot.base.generation.stands_in:
                 self._live.compact(session)
         return self.generation
 
@@ -516,8 +517,8 @@ class Retriever:
         return new
 
     def _check_addable(self, example: Example) -> None:
-        self._snapshot.key.text(example)
-        if self._snapshot.places_of([example.id]):
+        self.snapshot.key.text(example)
+        if self.snapshot.places_of([example.id]):
             raise InvalidInput(f"id {example.id!r} is in the pool already")
 
 

@@ -396,7 +396,7 @@ def built(root: Path, rows: object = ROWS, **options: object) -> None:
 def state(root: Path, note: Callable[[str], None] = fail) -> list[object]:
     """All that a fresh look at an index shows: its examples, and what it selects, to the last bit."""
     with opened(root, note) as index:
-        found: list[object] = [example for _, example in index._snapshot.present()]
+        found: list[object] = [example for _, example in index.snapshot.present()]
         for mode in ("dense", "lexical", "hybrid"):
             found += [(one.example.id, one.score) for one in index.select("late card fee", k=9, mode=mode)]
         return found

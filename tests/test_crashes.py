@@ -92,7 +92,7 @@ def _check(record: Record, wreck: Wreck, root: Path, *, done: bool) -> None:
     with opened(root) as index:
         index.add(NEXT)
     with opened(root) as index:
-        assert NEXT["id"] in [example.id for _, example in index._snapshot.present()]
+        assert NEXT["id"] in [example.id for _, example in index.snapshot.present()]
     assert verify(root).problems == ()
 
 

@@ -44,7 +44,7 @@ def section(kind: type[Section], values: Mapping[str, object], name: str) -> Sec
     unknown = sorted(set(values) - set(declared))
     if unknown:
         raise InvalidInput(
-            f"recipe key {name}.{unknown[0]}", expected=f"one of {', '.join(declared)}" if declared else "no key here"
+            f"key {name}.{unknown[0]}", expected=f"one of {', '.join(declared)}" if declared else "no key here"
         )
     return kind(**{key: _typed(value, declared[key], f"{name}.{key}") for key, value in values.items()})
 

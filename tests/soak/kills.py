@@ -109,7 +109,7 @@ def look(index: Retriever, least: int, most: Callable[[], int], random_: random.
         most: The newest that has been attempted; asked after it.
         random_: Draws the query.
     """
-    found = [example.to_dict() for _, example in index._live.snapshot.present()]
+    found = [example.to_dict() for _, example in index.snapshot.present()]
     number = identify(found, least, most())
     check_selection(index, state(number), random_)
     return number
