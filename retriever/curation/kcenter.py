@@ -13,20 +13,23 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from retriever.curation.chosen import Chosen, chosen, free_rows
+from retriever.curation.chosen import Chosen, Progress, chosen, free_rows, silent
 from retriever.ranking.strategies.exact import exact_vectors, on_grid
 from retriever.ranking.strategies.picks import Reals, first_best
 
 
-def kcenter(vectors: NDArray[np.float32], budget: int, *, held: Sequence[int] = ()) -> Chosen:
+def kcenter(
+    vectors: NDArray[np.float32], budget: int, *, held: Sequence[int] = (), progress: Progress = silent
+) -> Chosen:
     """Rows, each the farthest from those before; without held rows the first is the nearest to the mean.
 
-    Time O(budget · n · d), memory O(n · d).
+    Time O((budget + held rows) · n · d), memory O(n · d).
 
     Args:
         vectors: Unit or zero vectors, shape (n, d).
         budget: How many, at most.
         held: Rows that are chosen already.
+        progress: Told how far the work is.
 
     Returns:
         The rows. A gain is the distance to the nearest row chosen before, infinite for the first of all. Squared
@@ -42,13 +45,15 @@ def kcenter(vectors: NDArray[np.float32], budget: int, *, held: Sequence[int] = 
         np.minimum(nearest, _squared_distances(grid, squares, place), out=nearest)
     places: list[int] = []
     gains: list[float] = []
-    for _ in range(min(budget, int(free.sum()))):
+    count = min(budget, int(free.sum()))
+    for step in range(count):
         merit = nearest if len(places) or len(held) else _centrality(grid, squares)
         place = first_best(np.where(free, merit, -np.inf))
         places.append(place)
         gains.append(float(np.sqrt(nearest[place])))
         free[place] = False
         np.minimum(nearest, _squared_distances(grid, squares, place), out=nearest)
+        progress("choosing", step + 1, count)
     return chosen(places, gains)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from retriever.curation.chosen import Chosen, chosen, free_rows
+from retriever.curation.chosen import Chosen, Progress, chosen, free_rows, silent
 from retriever.curation.neighbours import nearest_rows
 from retriever.errors import InvalidInput
 from retriever.ranking.strategies.exact import exact_vectors, on_grid
@@ -33,6 +33,7 @@ def votek(
     neighbours: int | None = None,
     rho: float = 10.0,
     held: Sequence[int] = (),
+    progress: Progress = silent,
 ) -> Chosen:
     """Rows by fast vote-k.
 
@@ -45,6 +46,7 @@ def votek(
         neighbours: k, at least 1; None for 150, or a tenth of a pool of less than 1,500.
         rho: How much less a vote is worth with every neighbour that is chosen, 1 or more.
         held: Rows that are chosen already.
+        progress: Told how far the work is.
 
     Returns:
         The rows. A gain is the score; scores that differ by less than one part in a billion are ties.
@@ -54,15 +56,16 @@ def votek(
     """
     grid, squares = exact_vectors(vectors)
     free = free_rows(len(grid), budget, held)
-    count = max(1, min(MOST_NEIGHBOURS, len(grid) // 10)) if neighbours is None else neighbours
-    if count < 1:
-        raise InvalidInput(f"neighbours = {count}", expected="1 or more")
+    nearest = max(1, min(MOST_NEIGHBOURS, len(grid) // 10)) if neighbours is None else neighbours
+    if nearest < 1:
+        raise InvalidInput(f"neighbours = {nearest}", expected="1 or more")
     check_range("rho", rho, 1.0, 1e6)
-    voters, targets = _graph(grid, squares, count)
+    voters, targets = _graph(grid, squares, nearest, progress)
     seen = np.isin(targets, np.array(held, dtype=np.int64)).sum(axis=1)
     places: list[int] = []
     gains: list[float] = []
-    for _ in range(min(budget, int(free.sum()))):
+    count = min(budget, int(free.sum()))
+    for step in range(count):
         votes = np.where(free[voters], rho ** -seen.astype(np.float64), 0.0)
         scores = np.bincount(targets.ravel(), weights=np.repeat(votes, targets.shape[1]), minlength=len(grid))
         scores[~free] = -1.0
@@ -71,14 +74,16 @@ def votek(
         gains.append(float(scores[place]))
         free[place] = False
         seen += (targets == place).any(axis=1)
+        progress("choosing", step + 1, count)
     return chosen(places, gains)
 
 
-def _graph(grid: Reals, squares: Reals, count: int) -> tuple[Integers, Integers]:
+def _graph(grid: Reals, squares: Reals, count: int, progress: Progress) -> tuple[Integers, Integers]:
     """The rows that vote, int64, shape (voters,), and whom they vote for, int64, shape (voters, k)."""
     centred = _centred(grid, squares)
     voters = np.flatnonzero(centred.any(axis=1))
-    return voters, voters[nearest_rows(centred[voters], count)[0]]
+    near, _ = nearest_rows(centred[voters], count, lambda done, total: progress("comparing", done, total))
+    return voters, voters[near]
 
 
 def _centred(grid: Reals, squares: Reals) -> Reals:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retriever.curation import chosen
 from retriever.curation.facility import facility
 from retriever.curation.kcenter import kcenter
 from retriever.curation.neighbours import nearest_rows
@@ -47,7 +48,7 @@ def test_kcenter_takes_the_farthest_from_all_that_it_holds(vectors, budget, held
 
 @many
 @given(matrices(), budgets, st.integers(0, 3))
-def test_facility_takes_what_adds_most_to_the_cover_so_lazy_equals_eager(vectors, budget, held):
+def test_facility_takes_what_adds_most_to_the_cover(vectors, budget, held):
     rows, taken = fractions(vectors), list(range(min(held, len(vectors))))
 
     def cover(members):
@@ -65,17 +66,30 @@ def test_facility_takes_what_adds_most_to_the_cover_so_lazy_equals_eager(vectors
     assert found.gains == pytest.approx(gains, abs=1e-6)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_lazy_facility_equals_eager_where_a_few_rows_are_looked_at_again(seed):
+@pytest.mark.parametrize("block", [1 << 30, 7 * 8 * 150])
+@pytest.mark.parametrize("held", [0, 30])
+@pytest.mark.parametrize("seed", range(3))
+def test_gains_of_facility_are_to_the_bit_those_of_sums_worked_out_anew(seed, held, block, monkeypatch):
+    monkeypatch.setattr(chosen, "BLOCK_BYTES", block)
     vectors = gaussian(150, 6, seed)
-    cosines = np.maximum(vectors.astype(np.float64) @ vectors.T.astype(np.float64), 0)
-    covered, places = np.zeros(150), []
-    for _ in range(40):
-        gains = np.maximum(cosines - covered[:, None], 0).sum(axis=0)
-        gains[places] = -1
-        places.append(int(np.argmax(gains >= gains.max() - float(TIE))))
-        covered = np.maximum(covered, cosines[:, places[-1]])
-    assert facility(vectors, 40).places.tolist() == places
+    whole = cosines_in_whole_numbers(vectors)
+    taken = list(range(held))
+    covered = np.maximum(whole[:, :held].max(axis=1, initial=0), 0)
+    found = facility(vectors, 60, held=taken)
+    for place, gain in zip(found.places.tolist(), found.gains.tolist(), strict=True):
+        gains = np.maximum(whole - covered[:, None], 0).sum(axis=0)
+        gains[taken] = -1
+        assert place == int(np.argmax(gains >= gains.max() - float(TIE) * 2**32))
+        assert gain == int(gains[place]) / 2**32
+        taken.append(place)
+        covered = np.maximum(covered, whole[:, place])
+    assert len(taken) == held + 60
+
+
+def cosines_in_whole_numbers(vectors):
+    """In units of 2⁻³², from sums of whole numbers; int64, shape (n, n)."""
+    whole = np.rint(vectors.astype(np.float64) * 2**26).astype(np.int64)
+    return np.rint((whole @ whole.T).astype(np.float64) / 2**20).astype(np.int64)
 
 
 @many
@@ -206,3 +220,12 @@ def test_votes_that_are_tiny_still_decide():
     found = votek(vectors, 30, neighbours=12, rho=1000.0)
     assert found.gains[-1] < 1e-9
     assert found.places.tolist()[20:] != sorted(found.places.tolist()[20:])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_progress_ends_with_all_that_there_is(method):
+    told = []
+    method(gaussian(20, 4), 5, progress=lambda *one: told.append(one))
+    ends = {stage: (done, total) for stage, done, total in told}
+    assert ends.pop("choosing") == (5, 5)
+    assert ends == ({} if method is kcenter else {"comparing": (20, 20)})
