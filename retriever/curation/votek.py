@@ -56,15 +56,15 @@ def votek(
     """
     grid, squares = exact_vectors(vectors)
     free = free_rows(len(grid), budget, held)
+    check_votes(neighbours, rho)
+    count = min(budget, int(free.sum()))
+    if not count:
+        return chosen([], [])
     nearest = max(1, min(MOST_NEIGHBOURS, len(grid) // 10)) if neighbours is None else neighbours
-    if nearest < 1:
-        raise InvalidInput(f"neighbours = {nearest}", expected="1 or more")
-    check_range("rho", rho, 1.0, 1e6)
     voters, targets = _graph(grid, squares, nearest, progress)
     seen = np.isin(targets, np.array(held, dtype=np.int64)).sum(axis=1)
     places: list[int] = []
     gains: list[float] = []
-    count = min(budget, int(free.sum()))
     for step in range(count):
         votes = np.where(free[voters], rho ** -seen.astype(np.float64), 0.0)
         scores = np.bincount(targets.ravel(), weights=np.repeat(votes, targets.shape[1]), minlength=len(grid))
@@ -76,6 +76,17 @@ def votek(
         seen += (targets == place).any(axis=1)
         progress("choosing", step + 1, count)
     return chosen(places, gains)
+
+
+def check_votes(neighbours: int | None, rho: float) -> None:
+    """Checks the settings of `votek`.
+
+    Raises:
+        InvalidInput: One is out of range.
+    """
+    if neighbours is not None and neighbours < 1:
+        raise InvalidInput(f"neighbours = {neighbours}", expected="1 or more")
+    check_range("rho", rho, 1.0, 1e6)
 
 
 def _graph(grid: Reals, squares: Reals, count: int, progress: Progress) -> tuple[Integers, Integers]:
