@@ -16,7 +16,7 @@ It prefers what is common: a block that suits most queries.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,7 +57,7 @@ def facility(
         return chosen([], [])
     covered = _cover(scaled, held)
     everything = np.arange(len(grid))
-    worth = _added(scaled, everything, covered, np.full(len(grid), np.inf), progress)
+    worth = _added(scaled, everything, covered, np.full(len(grid), np.inf), lambda *told: progress("comparing", *told))
     places: list[int] = []
     gains: list[float] = []
     while True:
@@ -69,7 +69,7 @@ def facility(
             return chosen(places, gains)
         raised = np.maximum(covered, _cover(scaled, places[-1:]))
         rows = np.flatnonzero(raised > covered)
-        worth -= _added(scaled, rows, covered[rows], raised[rows])
+        worth -= _added(scaled, rows, covered[rows], raised[rows], lambda *told: progress("covering", *told))
         covered = raised
 
 
@@ -84,7 +84,7 @@ def _cover(scaled: Reals, members: Sequence[int]) -> Reals:
     return covered
 
 
-def _added(scaled: Reals, rows: Integers, low: Reals, high: Reals, progress: Progress = silent) -> Reals:
+def _added(scaled: Reals, rows: Integers, low: Reals, high: Reals, told: Callable[[int, int], None]) -> Reals:
     """For every row j, Σ over `rows` of how far j lifts their cover from `low`, counted up to `high`; shape (n,)."""
     total = np.zeros(len(scaled))
     size = block_rows(len(scaled))
@@ -95,5 +95,5 @@ def _added(scaled: Reals, rows: Integers, low: Reals, high: Reals, progress: Pro
         np.clip(lifted, low[here, None], high[here, None], out=lifted)
         lifted -= low[here, None]
         total += lifted.sum(axis=0)
-        progress("comparing", min(start + size, len(rows)), len(rows))
+        told(min(start + size, len(rows)), len(rows))
     return total
