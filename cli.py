@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from retriever.display import BadRows, note, show_plan, show_selection, show_verification
+from retriever.display import BadRows, note, show_curation, show_plan, show_selection, show_verification
 from retriever.options import (
     BUDGET,
     EMBEDDER,
@@ -22,6 +22,7 @@ from retriever.options import (
     PROMPT_LIMITS,
     RECIPE,
     ROW_LIMITS,
+    Curate,
     ExportForm,
     Index,
     JsonFlag,
@@ -34,6 +35,7 @@ from retriever.options import (
     limits_of,
     prompt_options_of,
     recipe_options,
+    settings_of,
     size,
     with_options,
 )
@@ -612,6 +614,36 @@ def demo(
     show_selection(selection, explain=True)
     typer.echo("\nThe prompt (best demonstration last, next to the query):\n")
     typer.echo(printable_lines(text))
+
+
+@app.command(no_args_is_help=True)
+@_reported
+def curate(
+    index: Index,
+    budget: Annotated[int, typer.Option(help="How many examples, at most.")],
+    strategy: Annotated[Curate, typer.Option(help="How they are chosen.")] = "votek",
+    where: Annotated[str | None, typer.Option(help="Choose among these, e.g. 'language == \"en\"'.")] = None,
+    held: Annotated[list[str] | None, typer.Option(help="ID that is chosen already.", show_default=False)] = None,
+    option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the strategy.", show_default=False)] = None,
+    json_output: JsonFlag = False,
+    trust: Trust = False,
+) -> None:
+    """Choose the examples that are worth annotating, or worth showing with every query.
+
+    \b
+    retriever curate unlabelled.index --budget 100 > to_annotate.json
+    retriever curate tickets.index --strategy cluster --budget 8 --where 'language == "en"'
+    """
+    from retriever.curation.curate import CurateSettings
+    from retriever.curation.curate import curate as choose
+
+    settings = CurateSettings(strategy, budget, where, tuple(held or ()), settings_of(option or []))
+    with _open(index, {}, trust=trust) as retriever, progress() as shown:
+        found = choose(retriever.snapshot, settings, shown)
+    if _wants_json(json_output):
+        _emit(found.to_dict())
+    else:
+        show_curation(found)
 
 
 recipes = typer.Typer(name="recipe", help="Show and check recipes.", no_args_is_help=True, rich_markup_mode=None)

@@ -10,7 +10,8 @@ import typer
 from retriever.terminal import amount, printable, say, table
 
 if TYPE_CHECKING:
-    from retriever import BadRow, Demonstration, Selection
+    from retriever import BadRow, Demonstration, Example, Selection
+    from retriever.curation.curate import Curation
     from retriever.plan import BuildPlan
     from retriever.repair import Repair
     from retriever.verification import Verification
@@ -59,7 +60,7 @@ def show_selection(selection: Selection, *, explain: bool) -> None:
                 "dense": _number(d.channels, "dense"),
                 "lexical": _number(d.channels, "lexical"),
                 "id": printable(d.example.id, width=24),
-                "example": f"{d.example.input_text} → {d.example.output_text}",
+                "example": _shown(d.example),
             }
             for d in selection
         ]
@@ -96,6 +97,28 @@ def _why(demonstration: Demonstration) -> str:
 
 def _number(channels: Mapping[str, float], name: str) -> str:
     return f"{channels[name]:.3f}" if name in channels else "–"
+
+
+def show_curation(found: Curation) -> None:
+    """What was chosen, as a table."""
+    rows = [
+        {
+            "rank": str(pick.rank),
+            "gain": "–" if pick.gain is None else f"{pick.gain:.3f}",
+            "id": printable(pick.example.id, width=24),
+            "example": _shown(pick.example),
+        }
+        for pick in found.picks
+    ]
+    if rows:
+        typer.echo(table(rows))
+    for line in found.notes:
+        note(line)
+
+
+def _shown(example: Example) -> str:
+    """Input and output, if there is one."""
+    return example.input_text if example.output is None else f"{example.input_text} → {example.output_text}"
 
 
 def show_verification(found: Verification, made: Repair | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 
@@ -12,10 +12,12 @@ import typer
 
 if TYPE_CHECKING:
     from retriever import EmbedderSettings, Fields, Limits, PromptOptions
+    from retriever.example import Json
     from retriever.ranking.recipe import Options
 
 Mode = Literal["hybrid", "dense", "lexical"]
 Guard = Literal["off", "self", "exact", "normalised", "near"]
+Curate = Literal["votek", "kcenter", "facility", "dpp", "cluster"]
 OrderBy = Literal["best-last", "best-first", "edges", "random", "complexity", "label-interleaved"]
 Rule = Literal["convex", "rrf"]
 Collisions = Literal["error", "escape", "drop"]
@@ -150,11 +152,16 @@ def recipe_options(recipe: Mapping[str, object]) -> Options:
     """The group `RECIPE` as keyword arguments of `Retriever.select`."""
     options = dict(recipe)
     if "option" in options:
-        options["options"] = dict(_setting(text) for text in cast("list[str]", options.pop("option")))
+        options["options"] = settings_of(cast("list[str]", options.pop("option")))
     return cast("Options", options)
 
 
-def _setting(text: str) -> tuple[str, object]:
+def settings_of(texts: Sequence[str]) -> dict[str, Json]:
+    """A strategy's own settings from NAME=VALUE texts."""
+    return dict(_setting(text) for text in texts)
+
+
+def _setting(text: str) -> tuple[str, Json]:
     """A setting from NAME=VALUE; the value is TOML, or else a text."""
     import tomllib
 

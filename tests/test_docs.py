@@ -45,7 +45,7 @@ from retriever.query_encoder import QueryEncoder
 from retriever.ranking.guard import LEVELS
 from retriever.ranking.where import predicate
 from retriever.stored_embedder import StoredEmbedder
-from tests.support import fail
+from tests.support import Words, build, fail
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "FORMAT.md", "SECURITY.md", "CHANGELOG.md")
@@ -331,7 +331,8 @@ def test_the_format_document_describes_every_file_of_an_index(tmp_path: Path) ->
     with Retriever.build(pool, tmp_path / "i", embedder="latent", settings=settings, weight=0.5) as built:
         built.add({"input": "one more", "output": "x"})
     text = read("FORMAT.md")
-    names = {path.name for path in (tmp_path / "i").rglob("*")}
+    build(pool, tmp_path / "t", embedder=Words(), settings=IndexSettings(token_vectors=True), weight=0.5).close()
+    names = {path.name for path in tmp_path.glob("*/**/*")}
     assert {"CURRENT", "LOCK", "pool.sqlite", "ann.faiss", "embedder_idf.npy", "manifest.json"} <= names
     assert [n for n in sorted(names) if f"`{n}`" not in text and not re.fullmatch(r"gen-\d+|pool.sqlite-\w+", n)] == []
     arrays = {row[0].strip("`") for row in table(section("FORMAT.md", "Arrays"))}

@@ -2,58 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 import pytest
 
 from indexes import generation as generations
 from indexes.current import read_current
-from indexes.late_interaction import TokenVectors
 from retriever import IndexSettings, Retriever
 from retriever.errors import EmbedderError, InvalidInput
 from retriever.plan import BuildPlan
 from retriever.repair import repair
 from retriever.verification import verify
-from tests.support import build, embed, fail
-
-DIM = 8
-
-
-def of_word(word: str) -> np.ndarray:
-    """The vector of a word: a direction of its own, exact in float16."""
-    digest = hashlib.blake2b(word.encode(), digest_size=2).digest()
-    vector = np.zeros(DIM, dtype=np.float32)
-    vector[digest[0] % DIM] = 0.6
-    vector[(digest[0] + 1 + digest[1] % (DIM - 1)) % DIM] = 0.8
-    return vector
-
-
-class Words:
-    """An embedder whose tokens are words; counts what it is asked for."""
-
-    name = "callable:words"
-    dim = 32
-    has_tokens = True
-    token_dim = DIM
-    vocabulary = 1 << 16
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-
-    def encode(self, texts):
-        return embed(texts)
-
-    def token_vectors(self, texts):
-        self.asked.extend(texts)
-        return TokenVectors.of([np.array([of_word(w) for w in t.split()]).reshape(-1, DIM) for t in texts], DIM)
-
-    def token_ids(self, texts):
-        return [
-            np.array([int.from_bytes(hashlib.blake2b(w.encode(), digest_size=2).digest()) for w in t.split()], np.int64)
-            for t in texts
-        ]
-
+from tests.support import Words, build, fail, word_vector
 
 POOL = [
     {"id": "a", "input": "lost card", "output": "1", "meta": {"types": ["card"]}},
@@ -66,7 +25,7 @@ QUERY = "lost refund"
 
 
 def maxsim(query: str, text: str, weights=None) -> float:
-    best = [max((float(of_word(q) @ of_word(w)) for w in text.split()), default=-1.0) for q in query.split()]
+    best = [max((float(word_vector(q) @ word_vector(w)) for w in text.split()), default=-1.0) for q in query.split()]
     return float(np.average(best, weights=weights))
 
 
@@ -115,7 +74,7 @@ def test_coverage_of_tokens_is_the_greedy_cover_of_the_query(tmp_path):
         order = [one.example.id for one in retriever.select(query, k=5, mode="dense")]
     texts = {row["id"]: row["input"] for row in POOL}
     likeness = {
-        i: [max(0.0, *(float(of_word(q) @ of_word(w)) for w in t.split())) for q in query.split()]
+        i: [max(0.0, *(float(word_vector(q) @ word_vector(w)) for w in t.split())) for q in query.split()]
         for i, t in texts.items()
     }
     covered, wanted = [0.0] * 3, []
