@@ -16,6 +16,8 @@ are given one by one.
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -34,6 +36,8 @@ Told: TypeAlias = Callable[[int, int], None]
 _BLOCK_TOKENS = 1 << 20
 _FIRST_BLOCK = 16
 _SLACK = 1.0 - 1e-9
+_SIGN = re.compile(r"[*/%&+<=>|~^$]|-(?=\s*\d)|[^\x00-\x7f]")
+_COUNTING = ("Mn", "Mc", "Me", "Sm", "Sc")
 
 
 class Pair(NamedTuple):
@@ -87,8 +91,8 @@ def near_pairs(texts: Sequence[str], threshold: float, told: Told = lambda done,
 
 def near_matches(
     queries: Sequence[str], texts: Sequence[str], threshold: float, told: Told = lambda done, total: None
-) -> Iterator[Pair]:
-    """Every query with every text that it is a near copy of, by query; the texts of one query in no order.
+) -> Iterator[list[Pair]]:
+    """For each query the texts that it is a near copy of, by the number of the text.
 
     Args:
         queries: The queries, as they are.
@@ -105,12 +109,11 @@ def near_matches(
     by_words = {_words(grouped.normals[grouped.number[members[0]]]): members for members in grouped.by_words}
     for place, query in enumerate(queries):
         normal = normalised(query)
-        same = by_words.get(_words(normal), [])
-        yield from (Pair(place, member, 1.0) for member in same)
-        words = int(grouped.words[grouped.number[same[0]]]) if same else -1
+        found = dict.fromkeys(by_words.get(_words(normal), []), 1.0)
         for other, likeness in sets.near(sets.tokens_of(normal), threshold, len(sets.sizes)):
-            if grouped.words[other] != words:
-                yield from (Pair(place, member, likeness) for member in grouped.members[other])
+            for member in grouped.members[other]:
+                found.setdefault(member, likeness)
+        yield [Pair(place, member, likeness) for member, likeness in sorted(found.items())]
         told(place + 1, len(queries))
 
 
@@ -150,6 +153,17 @@ def clusters(texts: Sequence[str], threshold: float, told: Told = lambda done, t
         for root, members in sorted(united.items(), key=lambda item: min(item[1]))
         if len(members) > 1
     ]
+
+
+def said(text: str) -> tuple[str, str]:
+    """What a text says: the same for texts that are equal after normalisation and ask the same.
+
+    Beyond `normalised`, signs count (`3 + 5` is not `3 - 5`), so do combining marks, which are the vowels of many
+    scripts, and so does punctuation where there is nothing else.
+    """
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    signs = (one for one in _SIGN.findall(folded) if one.isascii() or unicodedata.category(one) in _COUNTING)
+    return normalised(text) or text.strip(), "".join(signs)
 
 
 def check_threshold(threshold: float) -> None:
