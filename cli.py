@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from retriever.display import BadRows, note, show_curation, show_plan, show_selection, show_verification
+from retriever.display import BadRows, note, show_audit, show_curation, show_plan, show_selection, show_verification
 from retriever.options import (
     BUDGET,
     EMBEDDER,
@@ -628,7 +628,7 @@ def curate(
     json_output: JsonFlag = False,
     trust: Trust = False,
 ) -> None:
-    """Choose the examples that are worth annotating, or worth showing with every query.
+    """Choose examples to annotate, or to show with every query.
 
     \b
     retriever curate unlabelled.index --budget 100 > to_annotate.json
@@ -644,6 +644,48 @@ def curate(
         _emit(found.to_dict())
     else:
         show_curation(found)
+
+
+@app.command(no_args_is_help=True)
+@_reported
+def audit(
+    index: Index,
+    queries: Annotated[
+        Path | None, typer.Argument(help="File of queries that must not be in the pool.", show_default=False)
+    ] = None,
+    threshold: Annotated[float, typer.Option(help="Likeness of near copies, up to 1.")] = 0.9,
+    neighbours: Annotated[int, typer.Option(help="How many of the nearest must agree against a label.")] = 10,
+    most: Annotated[int | None, typer.Option(help="Findings of each kind (20 in a table, else all).")] = None,
+    input: Annotated[str, typer.Option(help="Field of a query's input; a name, path or $template.")] = "input",
+    id: Annotated[str, typer.Option(help="Field of a query's id.")] = "id",
+    format: Annotated[str | None, typer.Option(help="Format of QUERIES.")] = None,
+    json_output: JsonFlag = False,
+    trust: Trust = False,
+) -> None:
+    """Find contradictions, copies, leaks and odd examples in a pool.
+
+    \b
+    retriever audit tickets.index
+    retriever audit tickets.index test.jsonl > findings.json
+    """
+    from retriever import Fields
+    from retriever.curation.audit import AuditSettings
+    from retriever.curation.audit import audit as look
+    from retriever.formats import read_queries
+
+    bad = BadRows()
+    listed = most if most is not None or _wants_json(json_output) else 20
+    settings = AuditSettings(threshold, neighbours, listed)
+    asked = (
+        () if queries is None else read_queries(str(queries), fields=Fields(input, id=id), format=format, on_bad=bad)
+    )
+    with _open(index, {}, trust=trust) as retriever, progress() as shown:
+        found = look(retriever.snapshot, asked, settings, shown)
+    bad.report()
+    if _wants_json(json_output):
+        _emit(found.to_dict())
+    else:
+        show_audit(found)
 
 
 recipes = typer.Typer(name="recipe", help="Show and check recipes.", no_args_is_help=True, rich_markup_mode=None)

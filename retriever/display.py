@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import typer
@@ -11,6 +11,7 @@ from retriever.terminal import amount, printable, say, table
 
 if TYPE_CHECKING:
     from retriever import BadRow, Demonstration, Example, Selection
+    from retriever.curation.audit import Audit
     from retriever.curation.curate import Curation
     from retriever.plan import BuildPlan
     from retriever.repair import Repair
@@ -114,6 +115,26 @@ def show_curation(found: Curation) -> None:
         typer.echo(table(rows))
     for line in found.notes:
         note(line)
+
+
+def show_audit(found: Audit) -> None:
+    """What was found, kind by kind."""
+    looked = f"{found.examples:,} examples" + (f" and {found.queries:,} queries" if found.queries else "")
+    typer.echo(f"{looked}: " + (", ".join(f"{n:,} {kind}" for kind, n in found.counts.items() if n) or "nothing found"))
+    for kind in found.counts:
+        shown = [finding for finding in found if finding.kind == kind]
+        if shown:
+            typer.echo()
+        for finding in shown:
+            of = "" if finding.query is None else f"{printable(finding.query)}: "
+            typer.echo(f"{kind}: {of}{printable(finding.reason)}: {_some(finding.ids)}")
+        if 0 < len(shown) < found.counts[kind]:
+            typer.echo(f"{kind}: {found.counts[kind] - len(shown):,} more not listed")
+
+
+def _some(ids: Sequence[str], most: int = 5) -> str:
+    listed = ", ".join(printable(identity) for identity in ids[:most])
+    return listed if len(ids) <= most else f"{listed} and {len(ids) - most:,} more"
 
 
 def _shown(example: Example) -> str:

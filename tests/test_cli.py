@@ -604,3 +604,55 @@ def test_a_reader_that_leaves_is_no_error(shared):
     assert child.stderr.read() == b""
     child.stderr.close()
     child.wait(timeout=30)
+
+
+# --- curate and audit -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def looked_after(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("looked-after")
+    rows = [{"id": f"r{i}", "input": f"{word} number {i}", "output": word} for i, word in enumerate("abcabcabcabc")]
+    rows += [{"id": "odd", "input": "A number 0!", "output": "b", "label": "x"}]
+    rows[0]["label"] = "y"
+    (folder / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "queries.jsonl").write_text(json.dumps({"id": "q", "input": "b number 1"}) + "\n")
+    ok("build", folder / "pool.jsonl", "-o", folder / "i", *LATENT, "--weight", "0.5")
+    return folder
+
+
+@pytest.mark.parametrize("strategy", ["votek", "kcenter", "facility", "dpp", "cluster"])
+def test_curate_gives_what_the_library_chooses(looked_after, strategy):
+    from retriever import Retriever
+    from retriever.curation.curate import CurateSettings, curate
+
+    given = data("curate", looked_after / "i", "--budget", 3, "--strategy", strategy, "--held", "r2", "--json")
+    with Retriever.open(looked_after / "i") as retriever:
+        found = curate(retriever.snapshot, CurateSettings(strategy, 3, held=("r2",)))
+    assert given == found.to_dict()
+    assert len(given["picks"]) == 3
+
+
+def test_curate_passes_filter_and_options_and_says_what_is_wrong(looked_after):
+    index = looked_after / "i"
+    given = data(
+        "curate", index, "--budget", 9, "--where", 'output == "a"', "--strategy", "cluster", "--option", "seed=3"
+    )
+    assert {pick["example"]["output"] for pick in given["picks"]} == {"a"}
+    assert "4 of 9" in given["notes"][0]
+    assert "cluster.options.sed" in error(
+        2, "curate", index, "--budget", 2, "--strategy", "cluster", "--option", "sed=3"
+    )
+    assert "held example 'nobody'" in error(2, "curate", index, "--budget", 2, "--held", "nobody")
+
+
+def test_audit_tells_findings_as_json_and_counts_what_it_does_not_list(looked_after):
+    found = data("audit", looked_after / "i", looked_after / "queries.jsonl")
+    assert (found["examples"], found["queries"]) == (13, 1)
+    assert [(f["kind"], f["ids"], f["query"]) for f in found["findings"] if f["kind"] != "copies"] == [
+        ("conflict", ["r0", "odd"], None),
+        ("leak", ["r1"], "q"),
+    ]
+    none = data("audit", looked_after / "i", "--most", 0)
+    assert (none["findings"], none["counts"]["conflict"]) == ([], 1)
+    assert "neighbours = 0" in error(2, "audit", looked_after / "i", "--neighbours", 0)
