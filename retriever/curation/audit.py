@@ -226,25 +226,31 @@ def _conflicts(columns: _Columns, fetch: Callable[[int], Example]) -> Iterator[F
         by_label = _grouped(rows, columns.labels.__getitem__)
         by_output = _grouped(rows, columns.outputs.__getitem__)
         if len(by_label) > 1:
-            reason = _conflict(columns, "labels", list(by_label.values()), [_listed(labels) for labels in by_label])
+            ranked = _ranked(by_label.values())
+            reason = _conflict(columns, "labels", ranked, [_listed(columns.labels[one[0]]) for one in ranked[:_LISTED]])
         elif len(by_output) > 1:
-            texts = [fetch(members[0]).output_text for members in by_output.values()]
-            reason = _conflict(columns, "outputs", list(by_output.values()), _told_apart(texts))
+            ranked = _ranked(by_output.values())
+            texts = [fetch(one[0]).output_text for one in ranked[:_LISTED]]
+            reason = _conflict(columns, "outputs", ranked, _told_apart(texts))
         else:
             continue
         yield Finding("conflict", columns.ids_of(rows), reason)
 
 
-def _conflict(columns: _Columns, what: str, answers: list[list[int]], names: list[str]) -> str:
-    rows = sorted(row for members in answers for row in members)
-    ranked = sorted(zip(answers, names, strict=True), key=lambda pair: -len(pair[0]))
-    seen = ", ".join(f"{name} ({len(members)})" for members, name in ranked[:_LISTED])
-    more = f" and {len(ranked) - _LISTED} more" if len(ranked) > _LISTED else ""
+def _ranked(answers: Iterable[list[int]]) -> list[list[int]]:
+    """The rows of each answer, the most frequent answer first."""
+    return sorted(answers, key=lambda rows: -len(rows))
+
+
+def _conflict(columns: _Columns, what: str, ranked: list[list[int]], names: list[str]) -> str:
+    rows = [row for answer in ranked for row in answer]
+    seen = ", ".join(f"{name} ({len(answer)})" for answer, name in zip(ranked, names, strict=False))
+    more = f" and {len(ranked) - len(names)} more" if len(ranked) > len(names) else ""
     same = _sameness((columns.inputs[row] for row in rows), 1.0)
     reason = f"{len(rows)} examples have {same} and {len(ranked)} different {what}: {seen}{more}"
-    odd = sorted(row for members, _ in ranked[1:] for row in members)
+    odd = sorted(rows[len(ranked[0]) :])
     # Two against one is no majority to trust; three against one is.
-    if len(ranked[0][0]) < 3 * len(odd):
+    if len(ranked[0]) < 3 * len(odd):
         return reason
     return f"{reason}; the odd {'one is' if len(odd) == 1 else 'ones are'} {', '.join(columns.ids_of(odd))}"
 

@@ -292,22 +292,27 @@ class _Sets:
             np.array([numbers.setdefault(gram, len(numbers)) for gram in dict.fromkeys(_grams(normal))], dtype=np.int32)
             for normal in normals
         ]
-        counts = np.bincount(_joined(drawn), minlength=len(numbers))
-        ranks = np.empty(len(numbers), dtype=np.int32)
-        ranks[np.argsort(counts, kind="stable")] = np.arange(len(numbers), dtype=np.int32)
         order = np.argsort([len(one) for one in drawn], kind="stable")
-        sets = [np.sort(ranks[drawn[one]]) for one in order.tolist()]
-        sizes = np.array([len(one) for one in sets], dtype=np.int64)
-        prefixes = [one[: _prefix(len(one), threshold)] for one in sets]
-        owners = np.repeat(np.arange(len(sets)), [len(one) for one in prefixes])
+        sizes = np.array([len(drawn[one]) for one in order.tolist()], dtype=np.int64)
+        starts = np.cumsum(sizes) - sizes
+        tokens = _joined([drawn[one] for one in order.tolist()])
+        drawn.clear()
+        ranks = np.empty(len(numbers), dtype=np.int32)
+        ranks[np.argsort(np.bincount(tokens), kind="stable")] = np.arange(len(numbers), dtype=np.int32)
+        tokens = ranks[tokens]
+        prefixes = []
+        for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):
+            tokens[start : start + size].sort()
+            prefixes.append(tokens[start : start + _prefix(size, threshold)])
+        owners = np.repeat(np.arange(len(prefixes)), [len(one) for one in prefixes])
         elements = _joined(prefixes)
         offsets = np.concatenate([[0], np.cumsum(np.bincount(elements, minlength=len(numbers)))])
         return cls(
             dict(zip(numbers, ranks.tolist(), strict=True)),
             order,
             sizes,
-            np.cumsum(sizes) - sizes,
-            _joined(sets),
+            starts,
+            tokens,
             offsets,
             owners[np.argsort(elements, kind="stable")],
             np.zeros(len(numbers), dtype=np.bool_),

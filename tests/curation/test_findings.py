@@ -87,6 +87,14 @@ def test_two_against_one_is_no_clear_majority(tmp_path):
     assert finding.reason.endswith('outputs: "5" (2), "4" (1)')
 
 
+def test_of_many_answers_the_most_frequent_are_listed(tmp_path):
+    outputs = ["b", "a", "c", "d", "e", "f", "g", "c"]
+    (finding,) = found([Example(f"e{place}", "any", output) for place, output in enumerate(outputs)], tmp_path)
+    assert finding.reason == (
+        '8 examples have the same input and 7 different outputs: "c" (2), "b" (1), "a" (1), "d" (1), "e" (1) and 2 more'
+    )
+
+
 def test_long_outputs_are_shown_where_they_differ(tmp_path):
     same = "SELECT name FROM city WHERE " * 5
     (finding,) = found([Example("a", "who", f"{same}x = 1"), Example("b", "who", f"{same}y = 2")], tmp_path)
@@ -192,6 +200,34 @@ def test_an_example_among_others_of_one_label_is_an_outlier(tmp_path):
         assert finding.reason.startswith("its 10 nearest (cosine 1.00 to 1.00)")
         # Of 12 others with the label all are near; the 13th neighbour is not.
         assert audit(retriever._live.snapshot, settings=AuditSettings(neighbours=13)).findings == ()
+
+
+@pytest.mark.parametrize("neighbours", [3, 4, 5])
+def test_label_outliers_are_those_of_a_search_through_all_pairs(tmp_path, neighbours):
+    rng = np.random.default_rng(neighbours)
+    labels = rng.integers(0, 6, 60)
+    directions = (np.eye(6)[labels] + 0.25 * rng.normal(size=(60, 6))).astype(np.float32)
+    given = np.where(rng.random(60) < 0.15, (labels + 1) % 6, labels)
+    texts = [f"text {place} {'x' * place}" for place in range(60)]
+
+    def embedder(asked):
+        return np.stack([directions[texts.index(text)] if text in texts else np.ones(6, np.float32) for text in asked])
+
+    examples = [Example(f"e{place}", text, label=f"l{given[place]}") for place, text in enumerate(texts)]
+    unit = directions.astype(np.float64) / np.linalg.norm(directions, axis=1, keepdims=True)
+    cosines = unit @ unit.T
+    expected = []
+    for row in range(60):
+        nearest = sorted(set(range(60)) - {row}, key=lambda other: -cosines[row, other])[:neighbours]
+        first, *others = given[nearest]
+        # A label so frequent that as many random examples would all have it in one case of a hundred says nothing.
+        rare = np.mean(given == first) ** neighbours <= 0.01
+        if rare and first != given[row] and all(other == first for other in others):
+            expected.append((f"e{row}",))
+    with pool(examples, tmp_path, embedder=embedder) as retriever:
+        result = audit(retriever._live.snapshot, settings=AuditSettings(threshold=1.0, neighbours=neighbours))
+    assert [one.ids for one in of_kind(result, "outlier-label")] == expected
+    assert expected
 
 
 def test_without_labels_short_outputs_are_compared(tmp_path):
