@@ -18,6 +18,7 @@ CASES = {
     "full width": (Example("e", "ｗｈｅｒｅ is my card"), "normalised", "but for case"),
     "permuted": (Example("e", "my card, where is"), "near", "same words as the query in another order"),
     "alike": (Example("e", "Where is my cards?"), "near", "near copy of the query (0."),
+    "a sign": (Example("e", "Where is my card? \U0001f622"), "near", "near copy of the query (0."),
     "other": (Example("e", "How do I close an account?"), None, None),
 }
 
@@ -83,6 +84,10 @@ def test_inputs_that_are_no_text_are_compared_as_json():
         ("STRASSE straße", "strasse strasse"),
         ("ﬁne ①", "fine 1"),
         ("a\u2028b\u00a0c\t", "a b c"),
+        ("3 + 5 <= 9 - 1?", "3 + 5 <= 9 1"),
+        ("क\u093f, क\u0940!", "क\u093f क\u0940"),
+        ("great \U0001f44d!! bad \U0001f44e", "great \U0001f44d bad \U0001f44e"),
+        ("10 € – ok…", "10 € ok"),
     ],
 )
 def test_normalised_text_by_hand(text, wanted):

@@ -25,7 +25,9 @@ from retriever.example import Example
 
 LEVELS = ("off", "self", "exact", "normalised", "near")
 
-_NOT_WORD = re.compile(r"[\W_]+")
+_SPACE = re.compile(r"\s+")
+_NOT_WORD = re.compile(r"[\W_]")
+_SIGNS = frozenset("+<=>")
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,20 @@ class Guard:
 
 
 def normalised(text: str) -> str:
-    """Text without what people vary when they copy: NFKC, case, punctuation and white space."""
-    return _NOT_WORD.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
+    """Text without what people vary when they copy: NFKC, case, punctuation and white space.
+
+    What says something stays: combining marks, which are the vowels of many scripts, signs of arithmetic, and symbols
+    beyond ASCII, such as emoji.
+    """
+    kept = _NOT_WORD.sub(_speaking, unicodedata.normalize("NFKC", text).casefold())
+    return _SPACE.sub(" ", kept).strip()
+
+
+def _speaking(match: re.Match[str]) -> str:
+    sign = match[0]
+    if sign.isascii():
+        return sign if sign in _SIGNS else " "
+    return sign if unicodedata.category(sign)[0] in "MS" else " "
 
 
 def jaccard(first: frozenset[str], second: frozenset[str]) -> float:
