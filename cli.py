@@ -49,7 +49,7 @@ Result = TypeVar("Result")
 Source = Annotated[Path, typer.Argument(metavar="FILE", help="File of examples; - is standard input.")]
 DefaultRecipe = Annotated[
     Path | None,
-    typer.Option("--recipe", help="Recipe as TOML: the index's default.", rich_help_panel="Selection"),
+    typer.Option("--recipe", help="Recipe, TOML or .json: the index's default.", rich_help_panel="Selection"),
 ]
 MaxMemory = Annotated[
     int | None,
@@ -727,7 +727,7 @@ def recipe_show(
 @recipes.command(name="check", no_args_is_help=True)
 @_reported
 def recipe_check(
-    file: Annotated[Path, typer.Argument(help="A recipe as TOML.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="A recipe, TOML or .json.", show_default=False)],
 ) -> None:
     """Check a recipe; exit 2 names the key at fault.
 
@@ -745,7 +745,7 @@ def recipe_check(
 @_reported
 def recipe_set(
     index: Index,
-    file: Annotated[Path, typer.Argument(help="A recipe as TOML.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="A recipe, TOML or .json.", show_default=False)],
     json_output: JsonFlag = False,
 ) -> None:
     """Make a recipe the default of an index.

@@ -69,7 +69,8 @@ RECIPE: Mapping[str, object] = {
     "order": _option(OrderBy | None, "--order", help="Order in the prompt (best-last).", panel=_SELECTION),
 }
 RecipeFile = Annotated[
-    Path | None, typer.Option("--recipe", help="Recipe as TOML; options override it.", rich_help_panel=_SELECTION)
+    Path | None,
+    typer.Option("--recipe", help="Recipe, TOML or .json; options override it.", rich_help_panel=_SELECTION),
 ]
 BUDGET: Mapping[str, object] = {
     "tokens": _option(int | None, "--tokens", help="Token budget of prompt and answer.", panel=_PROMPT),

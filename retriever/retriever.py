@@ -238,7 +238,7 @@ class Retriever:
 
         Args:
             query: Text, a mapping with `input` and perhaps further fields, or an example.
-            recipe: A `Recipe`, a mapping, or the path of a TOML file; the index's own when None.
+            recipe: A `Recipe`, a mapping, or the path of a TOML or `.json` file; the index's own when None.
             vector: The vector of the query's key text, shape (dim,), when it is known already.
             **options: Single keys of the recipe, such as `k=4`, `mode="dense"`, `where='language == "en"'`.
 

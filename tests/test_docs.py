@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -323,6 +323,31 @@ def test_an_endpoint_that_only_an_index_names_is_asked_nothing(monkeypatch: pyte
         with pytest.raises(BlockingIOError):
             server.accept()
     assert "sk-must-not-leave" not in str(refusal.value)
+
+
+def test_the_recipe_of_the_readme_comes_back_from_an_export_and_makes_the_same_one(tmp_path: Path) -> None:
+    [shown] = [block.code for block in blocks("README.md") if block.tag == "toml" and "[retrieve]" in block.code]
+    (tmp_path / "readme.toml").write_text(shown.replace('by = "maxsim"', "idf = false"), encoding="utf-8")
+    commands = """
+    retriever build pool.jsonl -o i --embedder latent
+    retriever export i queries.jsonl -o first.jsonl --recipe readme.toml
+    python -c 'import json; print(json.dumps(json.loads(open("first.jsonl").readline())["recipe"]))' > back.json
+    retriever export i queries.jsonl -o second.jsonl --recipe back.json
+    """
+    pool = [{"id": str(i), "input": f"card {i} was lost {i % 7}", "output": f"o{i % 5}"} for i in range(60)]
+    for number, example in enumerate(pool):
+        example |= {"language": ("en", "de", "fr")[number % 3], "priority": number % 4}
+    queries = [{"id": f"q{i}", "input": f"lost card {i}"} for i in range(5)]
+    for name, rows in (("pool", pool), ("queries", queries)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for command in commands.strip().splitlines():
+        shell(command.strip(), tmp_path)
+    first = (tmp_path / "first.jsonl").read_bytes()
+    assert len(first.splitlines()) == 5
+    assert (tmp_path / "second.jsonl").read_bytes() == first
+    assert Recipe.of(tmp_path / "back.json") == replace(
+        Recipe.of(tmp_path / "readme.toml").filled(), retrieve=Recipe.of(tmp_path / "back.json").retrieve
+    )
 
 
 def test_the_format_document_describes_every_file_of_an_index(tmp_path: Path) -> None:

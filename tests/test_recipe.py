@@ -141,6 +141,18 @@ def test_a_file_that_is_no_toml_is_an_error_with_its_name(tmp_path, content):
         Recipe.of(path)
 
 
+def test_a_json_file_is_read_as_json(tmp_path):
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(Recipe.of({"select": {"strategy": "mmr", "k": 3}}).to_dict()))
+    assert Recipe.of(path).select.strategy == "mmr"
+    path.write_text("[1]")
+    with pytest.raises(InvalidInput, match=r"recipe\.json: list; expected sections of keys"):
+        Recipe.of(path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(InvalidInput, match="expected a JSON file"):
+        Recipe.of(path)
+
+
 def test_an_unknown_section_is_named_with_those_there_are():
     with pytest.raises(
         InvalidInput,

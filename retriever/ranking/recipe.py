@@ -34,6 +34,7 @@ exported record. A section that is left out has its defaults.
 
 from __future__ import annotations
 
+import json
 import tomllib
 import typing
 from collections.abc import Mapping, Sequence
@@ -299,7 +300,7 @@ class Recipe:
 
     @classmethod
     def of(cls, source: Recipe | Mapping[str, Json] | str | Path | None) -> Recipe:
-        """A recipe from a recipe, a mapping, the path of a TOML file, or None for the defaults.
+        """A recipe from a recipe, a mapping, the path of a TOML or `.json` file, or None for the defaults.
 
         Raises:
             InvalidInput: An unknown section or key, a value of the wrong type or out of range, or no such file.
@@ -311,12 +312,16 @@ class Recipe:
         if isinstance(source, Mapping):
             return _from_mapping(source)
         path = Path(source)
+        kind, parse = ("JSON", json.loads) if path.suffix == ".json" else ("TOML", tomllib.loads)
         try:
-            return _from_mapping(tomllib.loads(path.read_text(encoding="utf-8")))
+            parsed = parse(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise InvalidInput(f"recipe {path}: {error.strerror}", expected="a TOML file") from error
-        except ValueError as error:
-            raise InvalidInput(f"recipe {path}: {error}", expected="a TOML file") from error
+            raise InvalidInput(f"recipe {path}: {error.strerror}", expected=f"a {kind} file") from error
+        except (ValueError, RecursionError) as error:
+            raise InvalidInput(f"recipe {path}: {error}", expected=f"a {kind} file") from error
+        if not isinstance(parsed, dict):
+            raise InvalidInput(f"recipe {path}: {type(parsed).__name__}", expected="sections of keys")
+        return _from_mapping(parsed)
 
     def with_options(self, options: Options) -> Recipe:
         """The recipe with some keys changed; `seed` sets both the strategy's and the order's.
