@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from retriever.display import BadRows, note, show_audit, show_curation, show_plan, show_selection, show_verification
+from retriever.display import (
+    BadRows,
+    note,
+    show_audit,
+    show_curation,
+    show_plan,
+    show_prompt,
+    show_selection,
+    show_verification,
+)
 from retriever.options import (
     BUDGET,
     EMBEDDER,
@@ -276,6 +285,7 @@ def prompt(
     query: Query,
     recipe_file: RecipeFile = None,
     format: Annotated[PromptForm | None, typer.Option("--format", help="messages (JSON) or text.")] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Tell what each demonstration takes.")] = False,
     trust: Trust = False,
     *,
     recipe: Mapping[str, object],
@@ -291,17 +301,10 @@ def prompt(
     """
     form = format or ("text" if sys.stdout.isatty() else "messages")
     with _open(index, embedder, trust=trust, limits=limits) as retriever:
-        made = retriever.prompt(
-            _read_query(query),
-            recipe=recipe_file,
-            prompt_options={**prompt_options_of(prompt_options), "form": form},
-            **recipe_options(recipe),
-        )
+        selection = retriever.select(_read_query(query), recipe=recipe_file, **recipe_options(recipe))
+        made = retriever.prompt(selection, prompt_options={**prompt_options_of(prompt_options), "form": form})
         text = made.text if form == "text" else ""
-    for skipped in made.skipped:
-        note(f"{skipped.example_id} is not in the prompt: {skipped.reason}")
-    for shortened in made.shortened:
-        note(f"{shortened.example_id} is shortened: {shortened.what}")
+    show_prompt(made, selection, explain=explain)
     if form == "messages":
         _emit(made.messages)
     else:

@@ -10,7 +10,7 @@ import typer
 from retriever.terminal import amount, printable, say, table
 
 if TYPE_CHECKING:
-    from retriever import BadRow, Demonstration, Example, Selection
+    from retriever import BadRow, Demonstration, Example, Prompt, Selection
     from retriever.curation.audit import Audit
     from retriever.curation.curate import Curation
     from retriever.plan import BuildPlan
@@ -49,6 +49,19 @@ def show_plan(plan: BuildPlan) -> None:
     memory, disk = amount(plan.memory_bytes), amount(plan.disk_bytes)
     tokens = f", of which {amount(plan.token_bytes)} are token vectors" if plan.token_bytes else ""
     say(f"{plan.examples:,} examples: about {memory} of memory beside the model, {disk} on the disk{tokens}")
+
+
+def show_prompt(prompt: Prompt, selection: Selection, *, explain: bool) -> None:
+    """What a reader should know of a prompt, on standard error; explained, what each demonstration takes and why."""
+    why = {demonstration.example.id: _why(demonstration) for demonstration in selection}
+    if explain:
+        for example, cost in zip(prompt.demonstrations, prompt.costs, strict=True):
+            say(f"in the prompt: {printable(example.id)}: {cost} tokens: {printable(why[example.id])}")
+        say(f"{prompt.tokens} tokens in all, counted by {printable(prompt.counter)}")
+    for skipped in prompt.skipped:
+        note(f"{skipped.example_id} is not in the prompt: {skipped.reason}")
+    for shortened in prompt.shortened:
+        note(f"{shortened.example_id} is shortened: {shortened.what}")
 
 
 def show_selection(selection: Selection, *, explain: bool) -> None:

@@ -184,6 +184,7 @@ def record(retriever: Retriever, selection: Selection, settings: ExportSettings)
         return request(prompt, custom_id=selection.query.id, settings=settings.batch)
     chosen = _selected(selection)
     chosen["tokens"] = prompt.tokens
+    chosen["demonstration_tokens"] = {d.id: cost for d, cost in zip(prompt.demonstrations, prompt.costs, strict=True)}
     chosen["skipped"] = [skipped.example_id for skipped in prompt.skipped]
     chosen["shortened"] = [shortened.example_id for shortened in prompt.shortened]
     if settings.form == "messages":

@@ -463,6 +463,9 @@ def test_the_budget_is_never_exceeded_and_no_skipped_demonstration_still_fits(
         assert length(with_it) == prompt.tokens + skipped.tokens > tokens - reserve
     if form == "text":
         assert counter.count(prompt.text) == prompt.tokens
+    elif prompt.demonstrations:
+        # In messages nothing joins: the costs are exactly what is beside the query, with which no block is alone.
+        assert prompt.tokens - sum(prompt.costs) == length([])
 
 
 @given(SMALL, st.integers(8, 120), st.randoms(use_true_random=False))

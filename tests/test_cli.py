@@ -6,6 +6,7 @@ import http.server
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -604,6 +605,16 @@ def test_a_reader_that_leaves_is_no_error(shared):
     assert child.stderr.read() == b""
     child.stderr.close()
     child.wait(timeout=30)
+
+
+def test_prompt_explained_tells_what_each_demonstration_takes(looked_after):
+    result = ok("prompt", looked_after / "i", "b number 1", "-k", 2, "--explain")
+    messages = json.loads(result.stdout)
+    assert [message["role"] for message in messages][-1] == "user"
+    taken = [line for line in result.stderr.splitlines() if line.startswith("in the prompt: ")]
+    assert len(taken) == 2
+    assert all(re.fullmatch(r"in the prompt: r\d+: \d+ tokens: top, gain \d\.\d{3}", line) for line in taken)
+    assert re.search(r"\d+ tokens in all, counted by estimate", result.stderr)
 
 
 # --- curate and audit -------------------------------------------------------------------------------------------------

@@ -82,14 +82,16 @@ def test_a_prompts_record_adds_the_prompt_as_text(index, tmp_path):
     export(index, QUERIES, tmp_path / "o.jsonl", settings("prompts"))
     for query, written in zip(QUERIES, lines(tmp_path / "o.jsonl"), strict=True):
         prompt = index.prompt(query, k=2)
-        assert set(written) == SELECTED | {"tokens", "skipped", "shortened", "prompt"}
+        assert set(written) == SELECTED | {"tokens", "demonstration_tokens", "skipped", "shortened", "prompt"}
         assert (written["prompt"], written["tokens"], written["skipped"]) == (prompt.text, prompt.tokens, [])
+        costs = zip((example.id for example in prompt.demonstrations), prompt.costs, strict=True)
+        assert written["demonstration_tokens"] == dict(costs)
 
 
 def test_a_messages_record_adds_the_prompt_as_messages(index, tmp_path):
     export(index, QUERIES, tmp_path / "o.jsonl", settings("messages"))
     for query, written in zip(QUERIES, lines(tmp_path / "o.jsonl"), strict=True):
-        assert set(written) == SELECTED | {"tokens", "skipped", "shortened", "messages"}
+        assert set(written) == SELECTED | {"tokens", "demonstration_tokens", "skipped", "shortened", "messages"}
         assert written["messages"] == list(index.prompt(query, k=2).messages)
 
 

@@ -75,6 +75,8 @@ class Prompt:
         collisions: The policy of the text form.
         zero_shot: Whether the template's zero-shot line was asked for.
         shortened: Those in the prompt that had to be shortened, in its order.
+        costs: The tokens that each of `demonstrations` adds, the overhead of its messages or its separator included; of
+            text each counted by itself, so that together they may add a little more or less.
     """
 
     messages: list[dict[str, str]]
@@ -89,6 +91,7 @@ class Prompt:
     collisions: Collisions
     zero_shot: bool
     shortened: tuple[Shortened, ...] = ()
+    costs: tuple[int, ...] = ()
 
     @property
     def text(self) -> str:
@@ -190,7 +193,19 @@ def assemble(
     )
     messages = _messages(query, kept, template, slots, trigger=zero_shot and not kept)
     return Prompt(
-        messages, tokens, kept, skipped, query, template, slots, counter.name, form, collisions, zero_shot, shorter
+        messages,
+        tokens,
+        kept,
+        skipped,
+        query,
+        template,
+        slots,
+        counter.name,
+        form,
+        collisions,
+        zero_shot,
+        shorter,
+        tuple(map(plan.cost, kept)),
     )
 
 
