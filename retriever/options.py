@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Mode = Literal["hybrid", "dense", "lexical"]
 Guard = Literal["off", "self", "exact", "normalised", "near"]
+Engine = Literal["onnx", "torch"]
 Curate = Literal["votek", "kcenter", "facility", "dpp", "cluster"]
 OrderBy = Literal["best-last", "best-first", "edges", "random", "complexity", "label-interleaved"]
 Rule = Literal["convex", "rrf"]
@@ -88,6 +89,7 @@ EMBEDDER: Mapping[str, object] = {
     "embedder_url": _option(str | None, "--embedder-url", help="Where an openai: embedder is.", panel=_MODEL),
     "query_prompt": _option(str | None, "--query-prompt", help="Put before queries.", panel=_MODEL),
     "example_prompt": _option(str | None, "--example-prompt", help="Put before examples.", panel=_MODEL),
+    "engine": _option(Engine | None, "--engine", help="What runs it (onnx where it can).", panel=_MODEL),
     "device": _option(str | None, "--device", help="cpu, cuda:0 and the like.", panel=_MODEL),
 }
 FIELDS: Mapping[str, object] = {

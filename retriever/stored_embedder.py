@@ -22,8 +22,8 @@ class StoredEmbedder:
     """What a generation stores of its embedder: enough to load it again, and to refuse another one.
 
     Attributes:
-        manifest: Name, dimension, fingerprint, prompts, and the settings it was loaded from; the settings are None for
-            an object of the caller's, who must bring it again.
+        manifest: Name, engine, dimension, fingerprint, prompts, and the settings it was loaded from; the settings are
+            None for an object of the caller's, who must bring it again.
         files: What an embedder that was fitted on the pool has learned, by file name.
     """
 
@@ -82,13 +82,15 @@ class StoredEmbedder:
     @property
     def space(self) -> str:
         """What tells the vectors of its examples from those of any other: equal only when they are bit for bit."""
-        return json.dumps([self.name, self.fingerprint, asdict(self.prompts)], sort_keys=True)
+        facts = [self.name, self.manifest["engine"], self.fingerprint, asdict(self.prompts)]
+        return json.dumps(facts, sort_keys=True)
 
     @classmethod
     def of(cls, embedder: Embedder, settings: EmbedderSettings | None) -> StoredEmbedder:
         """For an embedder that was just loaded from these settings."""
         manifest = {
             "name": embedder.name,
+            "engine": getattr(embedder, "engine", None),
             "fingerprint": fingerprint(embedder),
             "dim": embedder.dim,
             "prompts": asdict(prompts_of(embedder)),

@@ -54,6 +54,10 @@ def load(wanted: object, **options: object):
     return load_embedder(wanted, note=refuse, **options)
 
 
+def by_torch(name: str):
+    return load(EmbedderSettings(name, engine="torch"))
+
+
 @dataclass
 class Recording:
     """An embedder that remembers what it was asked."""
@@ -447,10 +451,13 @@ def sentences(count: int) -> list[str]:
     return ["a", "i", "\u200b", *made]
 
 
-@pytest.mark.parametrize("kind", ["transformer", "dense", "static"])
-def test_the_bytes_of_a_row_depend_on_its_text_alone(folders, kind):
+KINDS = [("transformer", "torch"), ("transformer", "onnx"), ("dense", "torch"), ("static", "torch")]
+
+
+@pytest.mark.parametrize(("kind", "engine"), KINDS)
+def test_the_bytes_of_a_row_depend_on_its_text_alone(folders, kind, engine):
     texts = sentences(90)
-    embedder = load(str(folders[kind]))
+    embedder = load(EmbedderSettings(str(folders[kind]), engine=engine))
     threads = torch.get_num_threads()
     expected = embedder.encode(texts).tobytes()
     assert b"".join(embedder.encode([text]).tobytes() for text in texts) == expected
@@ -459,7 +466,7 @@ def test_the_bytes_of_a_row_depend_on_its_text_alone(folders, kind):
         for count in (1, 2):
             torch.set_num_threads(count)
             for batch_size in (1, 2, 7, 32):
-                other = load(EmbedderSettings(str(folders[kind]), batch_size=batch_size))
+                other = load(EmbedderSettings(str(folders[kind]), engine=engine, batch_size=batch_size))
                 order = random.permutation(len(texts))
                 shuffled = other.encode([texts[row] for row in order])
                 assert shuffled[np.argsort(order)].tobytes() == expected
@@ -468,18 +475,20 @@ def test_the_bytes_of_a_row_depend_on_its_text_alone(folders, kind):
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("kind", ["transformer", "dense", "static"])
-def test_the_vectors_are_those_of_the_library(folders, kind):
+@pytest.mark.parametrize(("kind", "engine"), KINDS)
+def test_the_vectors_are_those_of_the_library(folders, kind, engine):
     from sentence_transformers import SentenceTransformer
 
     texts = sentences(20)
     library = SentenceTransformer(str(folders[kind]), device="cpu")
     theirs = library.encode(texts, show_progress_bar=False)
-    np.testing.assert_allclose(load(str(folders[kind])).encode(texts), unit_rows(theirs), atol=1e-6)
+    ours = load(EmbedderSettings(str(folders[kind]), engine=engine)).encode(texts)
+    np.testing.assert_allclose(ours, unit_rows(theirs), atol=1e-6)
 
 
-def test_several_threads_may_encode_at_once(folders):
-    embedder = load(str(folders["transformer"]))
+@pytest.mark.parametrize("engine", ["torch", "onnx"])
+def test_several_threads_may_encode_at_once(folders, engine):
+    embedder = load(EmbedderSettings(str(folders["transformer"]), engine=engine))
     texts = sentences(30)
     expected = embedder.encode(texts).tobytes()
     seen: list[bytes] = []
@@ -502,29 +511,30 @@ def test_threads_started_after_an_encoding_have_as_many_torch_threads_as_before(
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        load(str(folders["transformer"])).encode(sentences(5))
+        by_torch(str(folders["transformer"])).encode(sentences(5))
         assert count() == 3
     finally:
         torch.set_num_threads(threads)
 
 
 def test_no_texts_give_no_rows(folders):
-    assert load(str(folders["static"])).encode([]).shape == (0, 24)
-    assert load(str(folders["transformer"])).encode([]).shape == (0, 32)
+    assert by_torch(str(folders["static"])).encode([]).shape == (0, 24)
+    assert by_torch(str(folders["transformer"])).encode([]).shape == (0, 32)
 
 
-def test_a_text_longer_than_the_model_reads_is_cut(folders):
-    embedder = load(str(folders["transformer"]))
+@pytest.mark.parametrize("engine", ["torch", "onnx"])
+def test_a_text_longer_than_the_model_reads_is_cut(folders, engine):
+    embedder = load(EmbedderSettings(str(folders["transformer"]), engine=engine))
     vectors = embedder.encode(["card " * 46, "card " * 5000])
     assert vectors[0].tobytes() == vectors[1].tobytes()
 
 
 def test_a_static_model_gives_a_text_without_tokens_a_zero_row(folders):
-    assert not load(str(folders["static"])).encode(["\u200b"]).any()
+    assert not by_torch(str(folders["static"])).encode(["\u200b"]).any()
 
 
 def test_the_model_does_not_add_a_prompt_by_itself(folders):
-    plain, prompted = load(str(folders["transformer"])), load(str(folders["prompted"]))
+    plain, prompted = by_torch(str(folders["transformer"])), by_torch(str(folders["prompted"]))
     assert plain.encode(["my card"]).tobytes() == prompted.encode(["my card"]).tobytes()
     with_prefix = encode_checked(prompted, ["my card"], prefix=prompts_of(prompted).query)
     np.testing.assert_array_equal(with_prefix, unit_rows(plain.encode(["query: my card"])))
@@ -532,7 +542,7 @@ def test_the_model_does_not_add_a_prompt_by_itself(folders):
 
 def test_a_model_is_named_by_its_absolute_folder(folders, monkeypatch):
     monkeypatch.chdir(folders["static"].parent)
-    assert load("./static").name == str(folders["static"])
+    assert by_torch("./static").name == str(folders["static"])
 
 
 def test_other_weights_under_the_same_name_have_another_fingerprint(tmp_path, folders):
@@ -540,7 +550,7 @@ def test_other_weights_under_the_same_name_have_another_fingerprint(tmp_path, fo
     a = SentenceTransformerEmbedder.load(EmbedderSettings(str(folders["transformer"])), name="same")
     b = SentenceTransformerEmbedder.load(EmbedderSettings(str(other)), name="same")
     assert not same_space(fingerprint(a), fingerprint(b))
-    assert same_space(fingerprint(a), fingerprint(load(str(folders["transformer"]))))
+    assert same_space(fingerprint(a), fingerprint(by_torch(str(folders["transformer"]))))
 
 
 def test_a_loaded_model_can_be_passed_as_an_object(folders):
@@ -549,7 +559,7 @@ def test_a_loaded_model_can_be_passed_as_an_object(folders):
     embedder = load(SentenceTransformer(str(folders["prompted"]), device="cpu"))
     assert embedder.name.startswith("callable:sentence_transformers.")
     assert prompts_of(embedder) == Prompts("query: ", "passage: ")
-    assert embedder.encode(["my card"]).tobytes() == load(str(folders["prompted"])).encode(["my card"]).tobytes()
+    assert embedder.encode(["my card"]).tobytes() == by_torch(str(folders["prompted"])).encode(["my card"]).tobytes()
 
 
 def test_a_model_that_pools_without_its_prompt_is_refused_with_a_prompt(folders):
@@ -600,11 +610,11 @@ def test_loading_and_encoding_print_nothing_and_change_no_setting_of_the_librari
         return [bars.is_progress_bar_enabled(), are_progress_bars_disabled(), *levels]
 
     before = settings()
-    for folder in folders.values():
-        load(str(folder)).encode(sentences(3))
+    for kind, engine in KINDS:
+        load(EmbedderSettings(str(folders[kind]), engine=engine)).encode(sentences(3))
     bars.disable_progress_bar()
     try:
-        load(str(folders["static"]))
+        by_torch(str(folders["static"]))
         assert not bars.is_progress_bar_enabled()
         assert are_progress_bars_disabled()
     finally:
@@ -646,7 +656,7 @@ def test_an_instruction_tuned_e5_model_instructs_queries_alone():
 def test_the_prompts_given_by_the_user_count_first(folders):
     settings = EmbedderSettings(str(folders["prompted"]), query_prompt="", example_prompt="text: ")
     assert prompts_of(load(settings)) == Prompts("", "text: ")
-    assert prompts_of(load(str(folders["prompted"]))) == Prompts("query: ", "passage: ")
+    assert prompts_of(by_torch(str(folders["prompted"]))) == Prompts("query: ", "passage: ")
     assert prompts_of(load(EmbedderSettings(str(folders["prompted"]), query_prompt=""))) == Prompts("", "passage: ")
 
 
@@ -672,7 +682,7 @@ def no_package(monkeypatch):
 
 
 def test_auto_is_the_packaged_model(mini_lm):
-    assert (mini_lm.name, mini_lm.dim, mini_lm.revision) == ("all-MiniLM-L6-v2", 384, None)
+    assert (mini_lm.name, mini_lm.dim, mini_lm.engine) == ("all-MiniLM-L6-v2", 384, "onnxruntime")
     assert prompts_of(mini_lm) == Prompts()
     card, same, other = encode_checked(
         mini_lm, ["My card has not arrived.", "I am still waiting for my card.", "The soup is too salty."]
@@ -689,7 +699,7 @@ def test_the_bytes_of_the_real_model_do_not_depend_on_the_batch(mini_lm):
 def test_the_model_by_name_is_the_packaged_one(name, monkeypatch, offline):
     asked: list[Path | None] = []
     monkeypatch.setattr(SentenceTransformerEmbedder, "load", lambda settings, source, name: asked.append(source))
-    load(name)
+    by_torch(name)
     assert asked == [packaged.packaged_folder()]
 
 
@@ -728,6 +738,7 @@ def test_a_package_with_other_weights_is_refused_and_auto_does_not_fall_back(con
         submodule_search_locations = (str(tmp_path),)
 
     monkeypatch.setattr(packaged, "find_spec", lambda name: Spec)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # no export of the right ones
     with pytest.raises(EmbedderError, match=r"model\.safetensors (has SHA-256|cannot be read).*reinstall"):
         load("auto", pool_texts=lambda: POOL)
 

@@ -35,6 +35,10 @@ def load(wanted: object, **options: object):
     return load_embedder(wanted, note=refuse, **options)
 
 
+def by_torch(folder):
+    return load(EmbedderSettings(str(folder), engine="torch"))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tiny_models.transformer_folder(tmp_path_factory.mktemp("tokens"), out=20)
@@ -42,7 +46,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def embedder(folder):
-    return token_embedder(load(str(folder)))
+    return token_embedder(by_torch(folder))
 
 
 def by_transformers(folder, text: str) -> np.ndarray:
@@ -77,7 +81,7 @@ def test_bytes_do_not_depend_on_batches_threads_or_order(folder, embedder, batch
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        other = load(EmbedderSettings(str(folder), batch_size=batch_size)).token_vectors(TEXTS[::-1])
+        other = load(EmbedderSettings(str(folder), engine="torch", batch_size=batch_size)).token_vectors(TEXTS[::-1])
     finally:
         torch.set_num_threads(before)
     for row in range(len(TEXTS)):
@@ -115,14 +119,14 @@ def test_a_prefix_is_part_of_the_text(embedder):
 
 
 def test_a_model_that_fails_is_named(folder, monkeypatch):
-    broken = token_embedder(load(str(folder)))
+    broken = token_embedder(by_torch(folder))
     monkeypatch.setattr(broken, "token_vectors", lambda texts: 1 / 0)
     with pytest.raises(EmbedderError, match="failed: ZeroDivisionError"):
         encode_tokens(broken, ["a"])
 
 
 def test_embedders_without_tokens_are_refused_by_name(tmp_path):
-    static = load(str(tiny_models.static_folder(tmp_path / "static")))
+    static = by_torch(tiny_models.static_folder(tmp_path / "static"))
     latent = load("latent", pool_texts=lambda: TEXTS)
     function = load(lambda texts: np.ones((len(texts), 3)))
     for one in (static, latent, function):

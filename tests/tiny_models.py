@@ -76,8 +76,9 @@ def transformer_folder(
     normalize: bool = True,
     prompts: dict[str, str] | None = None,
     default_prompt_name: str | None = None,
+    pooling: str = "mean",
 ) -> Path:
-    """A two-layer BERT with mean pooling, saved as a model folder.
+    """A two-layer BERT, saved as a model folder.
 
     `out` adds a dense layer to that many dimensions after the pooling.
     """
@@ -103,7 +104,7 @@ def transformer_folder(
             model = BertModel(config)
             model.save_pretrained(source)
             fast.save_pretrained(source)
-            modules: list[torch.nn.Module] = [Transformer(str(source)), Pooling(dim, "mean")]
+            modules: list[torch.nn.Module] = [Transformer(str(source)), Pooling(dim, pooling)]
             if out is not None:
                 modules.append(Dense(dim, out))
             if normalize:

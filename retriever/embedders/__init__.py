@@ -22,8 +22,9 @@ from retriever.embedders.function import FunctionEmbedder, qualified_name
 from retriever.embedders.latent_semantic import LatentSemanticEmbedder
 from retriever.embedders.openai_compatible import OpenAIEmbedder
 from retriever.embedders.packaged import NAME as MINI_LM
-from retriever.embedders.packaged import packaged_folder
+from retriever.embedders.packaged import is_packaged
 from retriever.embedders.sentence_transformer import SentenceTransformerEmbedder
+from retriever.embedders.transformer import load_transformer
 from retriever.errors import EmbedderError, InvalidInput
 
 __all__ = [
@@ -89,7 +90,7 @@ def load_embedder(
         return _mini_lm(settings, note, pool_texts)
     if settings.name.removeprefix("sentence-transformers/") == MINI_LM:
         return _mini_lm(settings, note, None)
-    return SentenceTransformerEmbedder.load(settings)
+    return load_transformer(settings, note)
 
 
 def _mini_lm(
@@ -99,13 +100,10 @@ def _mini_lm(
 
     A package whose weights are wrong is an error, never a reason to fall back.
     """
-    folder = packaged_folder() if settings.revision is None else None
-    if folder is not None:
-        return SentenceTransformerEmbedder.load(settings, source=folder, name=MINI_LM)
+    if settings.revision is None and is_packaged():
+        return load_transformer(settings, note, packaged=True)
     try:
-        return SentenceTransformerEmbedder.load(
-            replace(settings, name=f"sentence-transformers/{MINI_LM}"), name=MINI_LM
-        )
+        return load_transformer(replace(settings, name=f"sentence-transformers/{MINI_LM}"), note)
     except EmbedderError as error:
         fix = "pip install 'demonstration-retriever[offline]' installs the model"
         if pool_texts is None:

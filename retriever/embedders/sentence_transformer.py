@@ -49,9 +49,11 @@ class SentenceTransformerEmbedder:
     Attributes:
         name: As it would be loaded again: the name on the Hub without `sentence-transformers/`, or an absolute folder.
         prompts: Put before queries and examples by the caller of `encode`.
-        revision: Of the model on the Hub, when one was asked for.
         dim: Components of a vector.
+        model: The model itself, in evaluation mode.
     """
+
+    engine = "torch"
 
     def __init__(
         self,
@@ -59,7 +61,6 @@ class SentenceTransformerEmbedder:
         *,
         name: str,
         prompts: Prompts | None = None,
-        revision: str | None = None,
         batch_size: int = 32,
     ) -> None:
         """Wrap a loaded model.
@@ -68,16 +69,14 @@ class SentenceTransformerEmbedder:
             model: The model; it is put into evaluation mode.
             name: See the attribute.
             prompts: None: what the model declares, else what its authors prescribe.
-            revision: See the attribute.
             batch_size: The most texts per batch.
 
         Raises:
             EmbedderError: The model leaves its prompt out of the pooling, which a prompt put before the text cannot do.
         """
         self.name = name
-        self.revision = revision
         self.prompts = default_prompts(name, model.prompts, model.default_prompt_name) if prompts is None else prompts
-        self._model = model.eval()
+        self.model = model.eval()
         self._batch_size = batch_size
         if self.prompts != Prompts() and not all(getattr(module, "include_prompt", True) for module in model):
             raise EmbedderError(
@@ -122,7 +121,6 @@ class SentenceTransformerEmbedder:
             model,
             name=canonical,
             prompts=settings.prompts(default_prompts(canonical, model.prompts, model.default_prompt_name)),
-            revision=settings.revision,
             batch_size=settings.batch_size or 32,
         )
 
@@ -149,7 +147,7 @@ class SentenceTransformerEmbedder:
     @property
     def vocabulary(self) -> int:
         """How many token ids there are."""
-        return len(self._model.tokenizer)
+        return len(self.model.tokenizer)
 
     def token_vectors(self, texts: list[str]) -> TokenVectors:
         """The vectors of each text's tokens as they are before pooling, float32, of unit length.
@@ -167,7 +165,7 @@ class SentenceTransformerEmbedder:
         ids: list[NDArray[np.int64]] = []
         with RUNNING:
             for start in range(0, len(texts), _TEXTS_PER_TOKENIZATION):
-                tokens = self._model.preprocess(texts[start : start + _TEXTS_PER_TOKENIZATION], prompt="")
+                tokens = self.model.preprocess(texts[start : start + _TEXTS_PER_TOKENIZATION], prompt="")
                 kept = self._kept(tokens)
                 ids.extend(row[keep] for row, keep in zip(tokens["input_ids"].numpy(), kept, strict=True))
         return ids
@@ -179,14 +177,14 @@ class SentenceTransformerEmbedder:
         with RUNNING:
             batches = batches_of(self._lengths(texts), self._batch_size)
             asked = [[texts[row] for row in batch] for batch in batches]
-            yield from zip(batches, run_batches(forward, asked, on_cpu=self._model.device.type == "cpu"), strict=True)
+            yield from zip(batches, run_batches(forward, asked, on_cpu=self.model.device.type == "cpu"), strict=True)
 
     def _lengths(self, texts: list[str]) -> NDArray[np.int64]:
         """Tokens per text after truncation; 0 for models that do not pad, whose texts can share any batch."""
         lengths = np.zeros(len(texts), dtype=np.int64)
         for start in range(0, len(texts), _TEXTS_PER_TOKENIZATION):
             block = texts[start : start + _TEXTS_PER_TOKENIZATION]
-            mask = self._model.preprocess(block, prompt="").get("attention_mask")
+            mask = self.model.preprocess(block, prompt="").get("attention_mask")
             if mask is not None:
                 lengths[start : start + len(block)] = mask.sum(dim=1).numpy()
         return lengths
@@ -194,7 +192,7 @@ class SentenceTransformerEmbedder:
     def _forward(self, texts: list[str]) -> NDArray[np.float32]:
         """The vectors of texts of equal token count, (n, dim), as the model gives them."""
         output = self._output(texts)["sentence_embedding"]
-        vectors: NDArray[np.float32] = output[: len(texts), : self._model.truncate_dim].float().cpu().numpy()
+        vectors: NDArray[np.float32] = output[: len(texts), : self.model.truncate_dim].float().cpu().numpy()
         return vectors
 
     def _token_forward(self, texts: list[str]) -> list[Vectors]:
@@ -209,12 +207,16 @@ class SentenceTransformerEmbedder:
 
         An unknown word counts, except where the tokenizer has one token for that and for the ends of a text.
         """
-        tokenizer = self._model.tokenizer
-        added = [getattr(tokenizer, f"{name}_token_id", None) for name in ("cls", "sep", "bos", "eos", "pad")]
         ids = tokens["input_ids"].cpu().numpy()
         padding = tokens["attention_mask"].cpu().numpy() == 0
-        kept: NDArray[np.bool_] = ~(np.isin(ids, [one for one in added if one is not None]) | padding)
+        kept: NDArray[np.bool_] = ~(np.isin(ids, self.added_ids) | padding)
         return kept
+
+    @cached_property
+    def added_ids(self) -> tuple[int, ...]:
+        """The ids of the tokens that the tokenizer adds around a text."""
+        ids = [getattr(self.model.tokenizer, f"{name}_token_id", None) for name in ("cls", "sep", "bos", "eos", "pad")]
+        return tuple(dict.fromkeys(one for one in ids if one is not None))
 
     def _output(self, texts: list[str]) -> dict[str, Tensor]:
         """All that the model makes of texts of equal token count, for at least as many rows."""
@@ -222,18 +224,18 @@ class SentenceTransformerEmbedder:
         from sentence_transformers.util import batch_to_device
 
         with torch.inference_mode():
-            output: dict[str, Tensor] = self._model(batch_to_device(self._tokenized(texts), self._model.device))
+            output: dict[str, Tensor] = self.model(batch_to_device(self._tokenized(texts), self.model.device))
         return output
 
     def _tokenized(self, texts: list[str]) -> dict[str, Tensor]:
         """The input of the model, with enough rows for every product of matrices (see `LEAST_ROWS`)."""
         with self._tokenizing:
-            tokens: dict[str, Tensor] = self._model.preprocess(texts, prompt="")
+            tokens: dict[str, Tensor] = self.model.preprocess(texts, prompt="")
             rows = self._rows_at_end
             if "attention_mask" in tokens:
                 rows = max(rows, math.ceil(LEAST_ROWS / max(1, tokens["attention_mask"].shape[1])))
             if len(texts) < rows:
-                tokens = self._model.preprocess([*texts, *texts[-1:] * (rows - len(texts))], prompt="")
+                tokens = self.model.preprocess([*texts, *texts[-1:] * (rows - len(texts))], prompt="")
             return tokens
 
 

@@ -110,6 +110,19 @@ def model_folder(name: str) -> Path | None:
     return None
 
 
+def hub_folder(name: str, revision: str | None) -> Path | None:
+    """Where a model of the Hub is on this machine; None when it is not."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    repository = name if "/" in name else ORGANISATION + name
+    try:
+        found = try_to_load_from_cache(repository, "modules.json", revision=revision)
+    except HFValidationError:
+        return None  # no name of a repository; loading it says so
+    return Path(found).parent if isinstance(found, str) else None
+
+
 def hub_answers(name: str, revision: str | None) -> bool:
     """Whether the Hub can be reached, found out in seconds: the library itself would retry for a minute."""
     from huggingface_hub import HfApi

@@ -1,0 +1,82 @@
+"""Which engine runs a sentence-transformers model: ONNX Runtime where the model can be exported, else torch."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from retriever.embedders.base import Embedder, EmbedderSettings
+from retriever.embedders.onnx_engine import ABOUT, OnnxEmbedder
+from retriever.embedders.onnx_export import CannotExport, export, export_folder, identity_of, missing_packages
+from retriever.embedders.packaged import NAME as MINI_LM
+from retriever.embedders.packaged import SHA256, packaged_folder
+from retriever.embedders.sentence_transformer import SentenceTransformerEmbedder
+from retriever.embedders.torch_models import ORGANISATION, hub_folder, model_folder
+from retriever.errors import EmbedderError
+
+_DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
+
+
+def load_transformer(settings: EmbedderSettings, note: Callable[[str], None], *, packaged: bool = False) -> Embedder:
+    """A model by name or from a folder, run by the engine that the settings name or that suits best.
+
+    Args:
+        settings: Name, engine, device, revision, prompts and batch size.
+        note: Told in one line why a model is run by torch that nobody asked to be.
+        packaged: Whether it is all-MiniLM-L6-v2 from the installed package.
+
+    Raises:
+        EmbedderError: The model cannot be had, is damaged, or needs code of its own; or it cannot be exported and the
+            settings ask for `onnx`.
+    """
+    if settings.engine == "torch" or (settings.engine is None and _on_accelerator(settings)):
+        return _by_torch(settings, packaged=packaged)
+    why = missing_packages()
+    folder = None if why else _export_of(settings, packaged=packaged)
+    if folder is not None and (folder / ABOUT).is_file():
+        try:
+            return OnnxEmbedder.open(folder, settings)
+        except EmbedderError as error:
+            note(f"{error.seen}: the model is exported again")
+            shutil.rmtree(folder, ignore_errors=True)
+    model = _by_torch(settings, packaged=packaged)
+    if why is None:
+        try:
+            # A model that was downloaded just now has a folder only now.
+            folder = folder or _export_of(settings, packaged=packaged)
+            if folder is None:
+                raise CannotExport("its files are not in the cache of the Hugging Face Hub")
+            export(model, folder)
+            return OnnxEmbedder.open(folder, settings)
+        except CannotExport as error:
+            why = str(error)
+    if settings.engine == "onnx":
+        raise EmbedderError(f"model {model.name} cannot be run by ONNX Runtime: {why}", fix="leave the engine out")
+    note(f"{model.name} is run by torch, which takes seconds to start: {why}")
+    return model
+
+
+def _on_accelerator(settings: EmbedderSettings) -> bool:
+    """Whether torch would run it on something faster than the CPU, as far as can be told without importing torch."""
+    if settings.device is not None:
+        return settings.device != "cpu"
+    return any(driver.exists() for driver in _DRIVERS)
+
+
+def _by_torch(settings: EmbedderSettings, *, packaged: bool) -> SentenceTransformerEmbedder:
+    if packaged:
+        return SentenceTransformerEmbedder.load(settings, source=packaged_folder(), name=MINI_LM)
+    return SentenceTransformerEmbedder.load(settings)
+
+
+def _export_of(settings: EmbedderSettings, *, packaged: bool) -> Path | None:
+    """Where the export of a model is, or would be; None for a model that has to be downloaded first.
+
+    That of the packaged model is found by what its weights must be; they are looked at when it is made.
+    """
+    if packaged:
+        return export_folder(MINI_LM, SHA256)
+    folder = model_folder(settings.name) or hub_folder(settings.name, settings.revision)
+    name = settings.name.removeprefix(ORGANISATION)
+    return None if folder is None else export_folder(name, f"{name} {identity_of(folder)}")
