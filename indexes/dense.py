@@ -124,12 +124,17 @@ class DenseIndex:
         Returns:
             float32, shape (queries, rows).
         """
+        directed = queries.any(axis=1)
+        if not directed.all():
+            scores = np.full((len(queries), len(self)), NO_DIRECTION, dtype=np.float32)
+            if directed.any():
+                scores[directed] = self.scores(queries[directed])
+            return scores
         scores = np.empty((len(queries), len(self)), dtype=np.float32)
         for segment, start in zip(self._segments, self._starts, strict=False):
             here = scores[:, start : start + len(segment)]
             np.matmul(queries, segment.vectors.T, out=here)
             here[:, segment.zero_rows] = NO_DIRECTION
-        scores[~queries.any(axis=1)] = NO_DIRECTION
         return scores
 
     def exact(self, rows: Rows, query: Vectors) -> Scores:

@@ -18,6 +18,7 @@ from indexes.dense import NO_DIRECTION, DenseIndex, error_bound
 from indexes.errors import InvalidInput
 from indexes.fusion import BM25_INFIMUM, COSINE_INFIMUM, convex, reciprocal_rank, theoretical_min_max
 from indexes.lexical import LexicalIndex
+from indexes.topk import possible, top
 
 Rows: TypeAlias = NDArray[np.int64]
 Scores: TypeAlias = NDArray[np.float64]
@@ -27,7 +28,7 @@ Places: TypeAlias = NDArray[np.int64]
 MODES = ("hybrid", "dense", "lexical")
 RULES = ("convex", "rrf")
 _PROPOSALS = 1000
-_ROUNDING = 1e-15
+_ROUNDING = 4e-15
 """How far float64 arithmetic can take two normalised scores apart that are equal."""
 
 
@@ -92,6 +93,7 @@ class ChannelScores:
     dense_speaks: bool
     lexical_speaks: bool
     _maxima: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _ranked: dict[Fusion, Scores] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def restricted(self, keep: Mask) -> ChannelScores:
         """The same for the rows where `keep`, of shape (index rows,), is true."""
@@ -128,18 +130,6 @@ class Hits:
 
     def __len__(self) -> int:
         return len(self.rows)
-
-
-def top(rows: Rows, scores: Scores, k: int) -> Places:
-    """The places of the k best by (−score, row), without sorting all of them."""
-    if k <= 0:
-        return np.empty(0, np.int64)
-    places = np.arange(len(rows))
-    if k < len(rows):
-        # All that tie with the k-th stay in, so that the row numbers decide among them.
-        places = np.flatnonzero(scores >= np.partition(scores, len(scores) - k)[len(scores) - k])
-    order = np.lexsort((rows[places], -scores[places]))[:k]
-    return places[order]
 
 
 class HybridIndex:
@@ -230,14 +220,17 @@ class HybridIndex:
             fusion: How the channels are combined.
         """
         mode = scores.mode(fusion)
+        if mode == "dense" or (mode == "hybrid" and fusion.rule == "convex"):
+            places = self._narrowed(scores, k, fusion, mode)
+            cosines = self._cosines(scores, places)
+            best = top(scores.rows[places], self._deciding(scores, places, cosines, fusion, mode), k)
+            return self._hits(scores, places[best], cosines[best], fusion, mode)
         if mode == "none":
             places = np.arange(min(k, len(scores.rows)))
-        elif mode == "lexical":
-            places = top(scores.rows, scores.lexical, k)
         else:
-            places = self._narrowed(scores, k, fusion, mode)
-            places = places[top(scores.rows[places], self._deciding(scores, places, fusion, mode), k)]
-        return self._hits(scores, places, fusion, mode)
+            exact = scores.lexical if mode == "lexical" else self._reciprocal_ranks(scores, fusion)
+            places = top(scores.rows, exact, k)
+        return self._hits(scores, places, self._cosines(scores, places), fusion, mode)
 
     def describe(self, scores: ChannelScores, rows: Rows, fusion: Fusion) -> Hits:
         """The scores of given rows, in the given order, as `rank` would give them.
@@ -247,55 +240,66 @@ class HybridIndex:
             rows: Row numbers, int64, shape (k,).
             fusion: How the channels are combined.
         """
-        return self._hits(scores, np.searchsorted(scores.rows, rows), fusion, scores.mode(fusion))
+        places = np.searchsorted(scores.rows, rows)
+        return self._hits(scores, places, self._cosines(scores, places), fusion, scores.mode(fusion))
+
+    def _cosines(self, scores: ChannelScores, places: Places) -> Scores:
+        """The exact scores of the dense channel at some places; NaN where it is silent."""
+        if not scores.dense_speaks:
+            return np.full(len(places), np.nan)
+        return self.dense.exact(scores.rows[places], scores.query.vector)
 
     def _narrowed(self, scores: ChannelScores, k: int, fusion: Fusion, mode: str) -> Places:
         """The places that can be among the k best, judged by approximate dense scores and their error bound."""
         if mode == "dense":
-            return _possible(scores.dense, k, self._bound)
-        if fusion.rule == "rrf":
-            return np.arange(len(scores.rows))
+            return possible(scores.dense, k, self._bound)
         maximum = self._dense_maximum(scores)
-        approximate = _convex(scores.dense.astype(np.float64), scores.lexical, maximum, _maximum(scores), fusion)
-        return _possible(
-            approximate, k, self._bound * fusion.weight / max(maximum - COSINE_INFIMUM, 1e-300) + _ROUNDING
-        )
+        approximate = _convex_but_for_a_constant(scores, maximum, _maximum(scores), fusion)
+        return possible(approximate, k, self._bound * fusion.weight / max(maximum - COSINE_INFIMUM, 1e-300) + _ROUNDING)
 
-    def _deciding(self, scores: ChannelScores, places: Places, fusion: Fusion, mode: str) -> Scores:
-        """The exact scores that a mode orders by, at some places."""
+    def _deciding(self, scores: ChannelScores, places: Places, cosines: Scores, fusion: Fusion, mode: str) -> Scores:
+        """The exact scores that a mode orders by, at some places whose exact cosines are known."""
         if mode == "lexical":
             return scores.lexical[places]
         if mode == "none":
             return np.zeros(len(places))
-        if mode == "hybrid" and fusion.rule == "rrf":
-            dense = self.dense.exact(scores.rows, scores.query.vector)
-            dense_ranks = _ranks(dense, scores.dense_speaks)
-            lexical_ranks = _ranks(scores.lexical, scores.lexical_speaks)
-            return reciprocal_rank(dense_ranks, lexical_ranks, fusion.weight, fusion.rrf_k)[places]
-        dense = self.dense.exact(scores.rows[places], scores.query.vector)
         if mode == "dense":
-            return dense
-        return _convex(dense, scores.lexical[places], self._dense_maximum(scores), _maximum(scores), fusion)
+            return cosines
+        if fusion.rule == "rrf":
+            return self._reciprocal_ranks(scores, fusion)[places]
+        return _convex(cosines, scores.lexical[places], self._dense_maximum(scores), _maximum(scores), fusion)
+
+    def _reciprocal_ranks(self, scores: ChannelScores, fusion: Fusion) -> Scores:
+        """The fused score of every row under reciprocal ranks, for which every row has to be looked at; kept."""
+        if fusion not in scores._ranked:
+            dense = self.dense.exact(scores.rows, scores.query.vector)
+            ranks = _ranks(dense, scores.dense_speaks), _ranks(scores.lexical, scores.lexical_speaks)
+            scores._ranked[fusion] = reciprocal_rank(*ranks, fusion.weight, fusion.rrf_k)
+        return scores._ranked[fusion]
 
     def _dense_maximum(self, scores: ChannelScores) -> float:
         """The exact maximum of the dense channel over the rows under consideration; worked out once."""
         if not len(scores.rows):
             return COSINE_INFIMUM
         if "dense" not in scores._maxima:
-            places = _possible(scores.dense, 1, self._bound)
+            places = possible(scores.dense, 1, self._bound)
             scores._maxima["dense"] = float(self.dense.exact(scores.rows[places], scores.query.vector).max())
         return scores._maxima["dense"]
 
-    def _hits(self, scores: ChannelScores, places: Places, fusion: Fusion, mode: str) -> Hits:
+    def _hits(self, scores: ChannelScores, places: Places, cosines: Scores, fusion: Fusion, mode: str) -> Hits:
         if fusion.mode == "hybrid" and mode != "none":
             mode = "hybrid"  # a silent channel or a weight of 0 or 1 changes the order, not the scale that is reported
-        silent = np.full(len(places), np.nan)
         return Hits(
             scores.rows[places],
-            self._deciding(scores, places, fusion, mode),
-            self.dense.exact(scores.rows[places], scores.query.vector) if scores.dense_speaks else silent,
-            scores.lexical[places] if scores.lexical_speaks else silent,
+            self._deciding(scores, places, self._or_no_direction(cosines), fusion, mode),
+            cosines,
+            scores.lexical[places] if scores.lexical_speaks else np.full(len(places), np.nan),
         )
+
+    @staticmethod
+    def _or_no_direction(cosines: Scores) -> Scores:
+        """The cosines as they count: those of a silent channel are `NO_DIRECTION`."""
+        return np.where(np.isnan(cosines), NO_DIRECTION, cosines)
 
 
 def _convex(dense: Scores, lexical: Scores, dense_maximum: float, lexical_maximum: float, fusion: Fusion) -> Scores:
@@ -306,14 +310,15 @@ def _convex(dense: Scores, lexical: Scores, dense_maximum: float, lexical_maximu
     )
 
 
-def _possible(approximate: NDArray[np.floating], k: int, margin: float) -> Places:
-    """The places that can be among the k best when each score may be off by `margin`."""
-    if k >= len(approximate):
-        return np.arange(len(approximate))
-    if k <= 0:
-        return np.empty(0, np.int64)
-    cut = np.partition(approximate, len(approximate) - k)[len(approximate) - k]
-    return np.flatnonzero(approximate >= float(cut) - 2.0 * margin)
+def _convex_but_for_a_constant(
+    scores: ChannelScores, dense_maximum: float, lexical_maximum: float, fusion: Fusion
+) -> Scores:
+    """`_convex` of every row less what is the same for all, in as few passes over the rows as there can be."""
+    dense_range, lexical_range = dense_maximum - COSINE_INFIMUM, lexical_maximum - BM25_INFIMUM
+    fused = scores.lexical * ((1.0 - fusion.weight) / lexical_range if lexical_range > 0 else 0.0)
+    if dense_range > 0:
+        fused += np.multiply(scores.dense, fusion.weight / dense_range, dtype=np.float64)
+    return fused
 
 
 def _maximum(scores: ChannelScores) -> float:

@@ -187,6 +187,25 @@ class LexicalIndex(Protocol):
         """The score of every row for the terms of a query; shape (rows,). Scores of removed rows mean nothing."""
 
 
+_MOST_KEPT = 8_000_000
+"""Postings whose parts of the score are kept, of the terms that were asked for: 128 MB."""
+
+
+@dataclass(frozen=True)
+class _Term:
+    """What a term adds to the scores.
+
+    Attributes:
+        idf: Its inverse document frequency.
+        rows: The rows that contain it, int64, shape (m,).
+        parts: Their tf-parts, float64, shape (m,).
+    """
+
+    idf: float
+    rows: NDArray[np.int64]
+    parts: Scores
+
+
 class BM25Index:
     """BM25 over one or more runs of documents, some of which may have been removed since.
 
@@ -212,6 +231,10 @@ class BM25Index:
         mean = total / self._documents if self._documents and total else 1.0
         self._norms = 1.0 - self.settings.b + self.settings.b * (lengths / mean)
         self._idf_floor = self._mean_idf() * self.settings.epsilon if self.settings.variant == "okapi" else 0.0
+        # Queries share most of their postings: those of frequent terms. Replaced as a whole when it is full, so that
+        # threads need no lock.
+        self._terms: dict[str, _Term] = {}
+        self._kept = 0
 
     def __len__(self) -> int:
         return len(self._norms)
@@ -224,17 +247,30 @@ class BM25Index:
         """The score of every row; a term that occurs twice in the query counts twice."""
         scores = np.zeros(len(self))
         for term, times in Counter(terms).items():
-            containing = self._containing(term)
-            if not containing:
-                continue
-            weight = times * self._idf(containing)
-            start = 0
-            for segment in self._segments:
-                span = segment.slice(term)
-                rows = segment.rows[span] + start
-                scores[rows] += weight * self._tf(segment.counts[span].astype(np.float64), self._norms[rows])
-                start += len(segment)
+            found = self._term(term)
+            if found is not None:
+                np.add.at(scores, found.rows, times * found.idf * found.parts)
         return scores
+
+    def _term(self, term: str) -> _Term | None:
+        """A term that some row contains, worked out once; None for any other."""
+        found = self._terms.get(term)
+        if found is not None:
+            return found
+        containing = self._containing(term)
+        if not containing:
+            return None
+        starts = np.cumsum([0, *map(len, self._segments)])
+        spans = [segment.slice(term) for segment in self._segments]
+        runs = list(zip(self._segments, spans, starts, strict=False))
+        rows = np.concatenate([segment.rows[span] + start for segment, span, start in runs])
+        counts = np.concatenate([segment.counts[span] for segment, span, _ in runs]).astype(np.float64)
+        found = _Term(self._idf(containing), rows, self._tf(counts, self._norms[rows]))
+        if self._kept + len(rows) > _MOST_KEPT:
+            self._terms, self._kept = {}, 0
+        self._terms[term] = found
+        self._kept += len(rows)
+        return found
 
     def _containing(self, term: str) -> int:
         """How many rows that were not removed contain the term."""

@@ -55,6 +55,7 @@ class Selector:
         self._embed = embed
         self._rescorer = rescorer
         self._filters = Filters(snapshot)
+        self._last_filled = Recipe(), Recipe()  # most selections have the same recipe
         self._shared: dict[str, Rows] = {}
         self._sharing = threading.Lock()
 
@@ -105,9 +106,12 @@ class Selector:
 
     def _filled(self, recipe: Recipe) -> Recipe:
         """The recipe with the calibrated weight and every default filled in, so that what is stored says all."""
-        if recipe.retrieve.weight is None:
-            recipe = replace(recipe, retrieve=replace(recipe.retrieve, weight=self.snapshot.base.weight))
-        return recipe.filled()
+        before, filled = self._last_filled
+        if before is not recipe:
+            weight = self.snapshot.base.weight if recipe.retrieve.weight is None else recipe.retrieve.weight
+            filled = replace(recipe, retrieve=replace(recipe.retrieve, weight=weight)).filled()
+            self._last_filled = recipe, filled
+        return filled
 
     def _vectors(
         self,

@@ -39,8 +39,9 @@ import tomllib
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 from indexes.hybrid import MODES, RULES
 from retriever.errors import InvalidInput
@@ -160,7 +161,11 @@ class Part:
         Raises:
             InvalidInput: An unknown strategy or setting, or a value that cannot be used.
         """
-        return section(strategy(self.strategy).options, self.options, f"{name}.options")
+        if "_settings" not in self.__dict__:  # asked for several times by each selection
+            made: object = section(strategy(self.strategy).options, self.options, f"{name}.options")
+            object.__setattr__(self, "_settings", made)
+        settings: object = self.__dict__["_settings"]
+        return settings
 
     def filled(self) -> Part:
         """The same with the default of every setting that was left out."""
@@ -189,12 +194,12 @@ class Select:
     options: Mapping[str, Json] = field(default_factory=dict)
     parts: tuple[Part, ...] = ()
 
-    @property
+    @cached_property
     def last(self) -> Part:
         """The part that fills up to k."""
         return Part(self.strategy, self.k, self.options)
 
-    @property
+    @cached_property
     def plan(self) -> tuple[Part, ...]:
         """All parts in the order in which they choose: shared ones, `fixed`, the other ones, the last."""
         shared = [part for part in self.parts if part.shared]
@@ -331,17 +336,22 @@ class Recipe:
         """
         if not options:
             return self
-        sections: dict[str, dict[str, object]] = {name: dict(values) for name, values in asdict(self).items()}
+        changes: dict[str, dict[str, object]] = {}
         if options.get("strategy", self.select.strategy) != self.select.strategy:
-            sections["select"]["options"] = {}  # those of another strategy mean nothing to this one
+            changes["select"] = {"options": {}}  # those of another strategy mean nothing to this one
         for name, value in options.items():
             if name not in _KEY_OF_OPTION:
                 raise InvalidInput(f"option {name!r}", expected=f"one of {', '.join(_KEY_OF_OPTION)}")
             where, key = _KEY_OF_OPTION[name]
-            sections[where][key] = value
+            changes.setdefault(where, {})[key] = value
         if "seed" in options:
-            sections["order"]["seed"] = options["seed"]
-        return _from_mapping(sections)
+            changes.setdefault("order", {})["seed"] = options["seed"]
+        made: dict[str, Any] = {}
+        for name, values in changes.items():
+            before = getattr(self, name)
+            kept = {f.name: getattr(before, f.name) for f in fields(before)}
+            made[name] = section(type(before), {**kept, **values}, name)
+        return replace(self, **made)
 
     def to_dict(self) -> dict[str, Json]:
         """The recipe as plain data; `Recipe.of` gives it back."""
