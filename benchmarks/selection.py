@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -59,6 +60,11 @@ class Case:
     vectors: NDArray[np.float32]
     texts: Sequence[NDArray[np.int64]]
     relevance: Reals
+
+    @cached_property
+    def terms(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The candidates' terms one after the other, and where each begins."""
+        return np.concatenate(self.texts[1:]), np.cumsum([0, *map(len, self.texts[1:])])
 
     @property
     def cosines(self) -> Reals:
@@ -164,8 +170,7 @@ def _grams(text: NDArray[np.int64]) -> set[tuple[int, ...]]:
 
 def our_coverage(case: Case, k: int) -> Picks:
     """Coverage, the counting of n-grams included."""
-    asked, *texts = case.texts
-    aspects = term_aspects(asked, np.concatenate(texts), np.cumsum([0, *map(len, texts)]), longest=LONGEST)
+    aspects = term_aspects(case.texts[0], *case.terms, longest=LONGEST)
     return coverage(aspects, case.relevance, k, relevance_weight=BONUS, scaling="min-max")
 
 

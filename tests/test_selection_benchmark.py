@@ -15,6 +15,7 @@ import pytest
 
 from retriever.prompting.tokens import Estimate
 from retriever.ranking.recipe import Budget
+from retriever.ranking.strategies import aspects
 from tests.support import build, embed
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -48,6 +49,17 @@ def test_peers_over_vectors_pick_the_same(pair, number):
 def test_the_literal_cover_picks_the_same_even_where_covers_are_begun_anew(length):
     case = selection.text_case(1, 40, length)
     assert selection.by_sets(case, 12) == selection.our_coverage(case, 12).places.tolist()
+
+
+@pytest.mark.parametrize("limit", ["_BATCH", "_TABLE"])
+def test_texts_in_many_batches_and_numbers_too_large_for_a_table_give_the_same_parts(monkeypatch, limit):
+    case = selection.text_case(3, 40, 60)
+    whole = selection.term_aspects(case.texts[0], *case.terms)
+    monkeypatch.setattr(aspects, limit, 1 if limit == "_TABLE" else 100)
+    again = selection.term_aspects(case.texts[0], *case.terms)
+    assert np.array_equal(again.covered, whole.covered)
+    assert np.array_equal(again.weights, whole.weights)
+    assert 0.0 < whole.covered.mean() < 1.0
 
 
 def test_candidates_are_unit_vectors_that_come_best_first_and_are_the_same_each_time():
