@@ -4,8 +4,9 @@
 
 Vectors and terms are given; cosines to the query, the parts of a query and all checks count. Ours and the peer are
 called in turn on the same input, one thread each. Peers are LangChain's MMR (`benchmarks/peers.txt`; without it the
-line stands alone; where two gains are closer than 1e-6, a tie to ours, it may go another way) and loops written here from the formulas, with no regard to speed but for the Cholesky recursion that
-CEIL uses. Candidates are unit vectors around 20 centres and texts from a bank of phrases; all are seeded.
+line stands alone) and loops written here from the formulas, with no regard to speed but for the Cholesky recursion that
+CEIL uses. Where two gains are closer than 1e-6, which to us is a tie, a peer may pick another set. Candidates are unit
+vectors around 20 centres and texts from a bank of phrases; all are seeded.
 """
 
 from __future__ import annotations
