@@ -6,14 +6,23 @@ Set-BSR of Gupta, Gardner and Singh 2023), and named aspects, whatever their nam
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from retriever.errors import InvalidInput
 from retriever.ranking.strategies.picks import Integers, Reals, check_range
+
+_TABLE = 2**18
+"""Numbers below this, as n-grams of a query of up to 500 terms have, are looked up in a table of at most 2 MiB."""
+
+_BATCH = 2**14
+"""Terms that are gone through at once, so that they and what is worked out of them stay in the processor's cache."""
+
+_Lookup: TypeAlias = Callable[[Integers], Integers]
 
 
 @dataclass(frozen=True)
@@ -61,44 +70,75 @@ def term_aspects(
         raise InvalidInput(f"weights of shape {worth.shape}", expected=f"{query.shape}")
     _check_offsets(offsets, len(terms))
     vocabulary, asked = np.unique(query, return_inverse=True)
-    at, found = _lookup(vocabulary, terms, np.arange(len(terms)))
-    known = np.full(len(terms), -1)
-    known[at] = found
-    blocks, gram_weights = [], []
-    for n, (first, block) in enumerate(_matches(asked, known, offsets, longest), start=1):
-        blocks.append(block)
-        gram_weights.append(sliding_window_view(np.append(worth, np.zeros(n)), n)[first].mean(axis=1))
-    return Aspects(np.concatenate(blocks, axis=1), np.concatenate(gram_weights))
+    grams = list(_query_grams(asked, longest))
+    gram_weights = [
+        sliding_window_view(np.append(worth, np.zeros(n)), n)[first].mean(axis=1)
+        for n, (_, first) in enumerate(grams, start=1)
+    ]
+    term_of = _places(vocabulary)
+    gram_of = [_places(distinct) for distinct, _ in grams[1:]]
+    sizes = [len(distinct) for distinct, _ in grams]
+    covered = np.zeros((len(offsets) - 1, sum(sizes)))
+    for some in _batches(offsets):
+        begins = offsets[some.start : some.stop + 1]
+        known = term_of(terms[begins[0] : begins[-1]])
+        _mark(covered[some], known, np.diff(begins), gram_of, sizes, len(query))
+    return Aspects(covered, np.concatenate(gram_weights))
 
 
-def _matches(asked: Integers, known: Integers, offsets: Integers, longest: int) -> Iterator[tuple[Integers, Reals]]:
-    """For n from 1: where each distinct n-gram of the query first stands, and which candidates contain it.
+def _batches(offsets: Integers) -> Iterator[slice]:
+    """Slices of the candidates, with about `_BATCH` terms each unless one candidate has more."""
+    first, count = 0, len(offsets) - 1
+    while first < count:
+        end = int(np.searchsorted(offsets, offsets[first] + _BATCH, side="right")) - 1
+        yield slice(first, end := min(max(end, first + 1), count))
+        first = end
 
-    An n-gram is numbered by its prefix's number and its last term, so numbers stay below the square of the query's
-    length, whatever n is.
+
+def _query_grams(asked: Integers, longest: int) -> Iterator[tuple[Integers, Integers]]:
+    """For n from 1: the numbers of the query's distinct n-grams, rising, and where each first stands.
+
+    An n-gram's number is its prefix's place among the distinct ones, times the query's length and one, plus its last
+    term, counted from 1, so that 0 is left for other terms. So numbers stay small, whatever n is.
 
     Args:
-        asked: The query's terms, numbered from 0.
-        known: The candidates' terms by the same numbers, -1 for others.
-        offsets: Where each candidate begins.
+        asked: The query's terms, numbered from 0, shape (l,).
         longest: The largest n.
     """
-    owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     size = len(asked)
-    at = np.flatnonzero(known >= 0)
-    grams, mine = asked, known[at]
+    grams = np.zeros(size, dtype=np.int64)
     for n in range(1, longest + 1):
-        if n > 1:
-            grams = grams[: max(size - n + 1, 0)] * size + asked[n - 1 :]
-            inside = at + n - 1 < offsets[owner[at] + 1]
-            at, mine = at[inside], mine[inside]
-            last = known[at + n - 1]
-            at, mine = at[last >= 0], mine[last >= 0] * size + last[last >= 0]
+        grams = grams[: max(size - n + 1, 0)] * (size + 1) + asked[n - 1 :] + 1
         distinct, first, grams = np.unique(grams, return_index=True, return_inverse=True)
-        at, mine = _lookup(distinct, mine, at)
-        block = np.zeros((len(offsets) - 1, len(distinct)))
-        block[owner[at], mine] = 1.0
-        yield first, block
+        yield distinct, first
+
+
+def _mark(
+    covered: Reals, found: Integers, lengths: Integers, gram_of: Sequence[_Lookup], sizes: Sequence[int], size: int
+) -> None:
+    """Writes 1 where a candidate contains an n-gram of the query.
+
+    Args:
+        covered: Of these candidates, shape (m, s), C order, 0 before.
+        found: Their terms by the query's numbers, -1 for others, one candidate after the other.
+        lengths: How many terms each has, shape (m,).
+        gram_of: For n from 2: from an n-gram's number, as `_query_grams` makes it, to its place.
+        sizes: For n from 1: how many n-grams the query has; they stand in this order.
+        size: The query's length.
+    """
+    cells = covered.reshape(-1)
+    row = np.arange(len(lengths)) * covered.shape[1]
+    # After each candidate stands a term that the query does not have, so that no n-gram reaches over its end.
+    known = np.insert(found, np.cumsum(lengths), -1)
+    at = np.flatnonzero(known >= 0)
+    mine, row = known[at], np.repeat(row, lengths + 1)[at]
+    cells[row + mine] = 1.0
+    for n, places in enumerate(gram_of, start=1):
+        row += sizes[n - 1]
+        mine = places(mine * (size + 1) + known[at + n] + 1)
+        goes_on = np.flatnonzero(mine >= 0)
+        at, mine, row = at[goes_on], mine[goes_on], row[goes_on]
+        cells[row + mine] = 1.0
 
 
 def _check_offsets(offsets: Integers, total: int) -> None:
@@ -111,13 +151,20 @@ def _check_offsets(offsets: Integers, total: int) -> None:
         raise InvalidInput("offsets that do not fit", expected=f"offsets rising from 0 to {total}")
 
 
-def _lookup(distinct: Integers, numbers: Integers, at: Integers) -> tuple[Integers, Integers]:
-    """Of the numbers at these positions, those that occur in a sorted list: positions, and places in the list."""
+def _places(distinct: Integers) -> _Lookup:
+    """From numbers to their places in a rising list, -1 for those that are not in it."""
     if not len(distinct):
-        return at[:0], numbers[:0]
-    place = np.minimum(np.searchsorted(distinct, numbers), len(distinct) - 1)
-    hit = distinct[place] == numbers
-    return at[hit], place[hit]
+        return lambda numbers: np.full(len(numbers), -1)
+    if distinct[0] >= 0 and distinct[-1] < _TABLE:
+        table = np.full(distinct[-1] + 3, -1)
+        table[distinct + 1] = np.arange(len(distinct))
+        return lambda numbers: table.take(numbers + 1, mode="clip")  # beyond either end stands a -1
+
+    def search(numbers: Integers) -> Integers:
+        place = np.minimum(np.searchsorted(distinct, numbers), len(distinct) - 1)
+        return np.where(distinct[place] == numbers, place, -1)
+
+    return search
 
 
 def token_aspects(recall: Reals, *, weights: Reals | None = None) -> Aspects:

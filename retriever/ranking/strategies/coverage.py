@@ -11,7 +11,8 @@ relevance weight of 0 this is algorithm 1 of the paper, which loops for ever whe
 here it ends. Coverage is monotone and submodular, so one greedy cover is worth at least 1 − 1/e of the best set.
 
 Contributions are rounded to multiples of 2⁻⁴⁰, so that their sums are exact: equal gains are equal, whatever the order
-of the parts. Cost is O(entries · k), entries being the pairs of a candidate and a part that it covers.
+of the parts. So what a candidate adds is kept up to date, and only parts that a pick covers better are looked at again.
+Cost is O(m · s) for each cover where parts are covered whole or not at all, and O(m · s · k) at most.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ from retriever.ranking.strategies.aspects import Aspects, named_aspects, term_as
 from retriever.ranking.strategies.base import Candidates, Strategy
 from retriever.ranking.strategies.picks import (
     NONE,
-    Integers,
     Picks,
     Reals,
     Scaling,
@@ -98,50 +98,53 @@ def _best(added: Reals, bonus: Reals, places: list[int]) -> int:
 
 
 class _Cover:
-    """What is covered so far, and by whom. Contributions are kept as entries (candidate, part, value)."""
+    """What is covered so far, by whom, and what each candidate would add."""
 
     def __init__(self, aspects: Aspects) -> None:
         total = math.fsum(aspects.weights.tolist())
         shares = aspects.weights / total if total > 0 else aspects.weights
-        self._count, self._parts = aspects.covered.shape
-        self._candidates, self._part = np.divmod(np.flatnonzero(aspects.covered > 0.0), max(self._parts, 1))
-        covered = aspects.covered[self._candidates, self._part]
-        self._values = np.rint(covered * shares[self._part] * _GRID) / _GRID
-        self._starts: Integers = np.searchsorted(self._candidates, np.arange(self._count + 1))
+        # Shape (s, m): a part's row is read as one piece.
+        self._values: Reals = aspects.covered.T.copy(order="C")
+        self._values *= shares[:, None]
+        self._values *= _GRID
+        np.rint(self._values, out=self._values)
+        self._values /= _GRID
+        self._alone: Reals = self._values.sum(axis=0)
         self.clear()
 
     def clear(self) -> None:
         """Starts a new cover."""
-        self._current = np.zeros(self._parts)
-        self._holder = np.full(self._parts, -1)
+        parts = len(self._values)
+        self._added = self._alone.copy()
+        self._current = np.zeros(parts)
+        self._holder = np.full(parts, -1)
         self._members: list[int] = []
 
     def added(self) -> Reals:
         """The coverage that each candidate would add, shape (m,)."""
-        gains = np.maximum(self._values - self._current[self._part], 0.0)
-        added: Reals = np.bincount(self._candidates, weights=gains, minlength=self._count).astype(np.float64)
-        return added
+        return self._added
 
     def rival(self, place: int) -> int:
         """The member that covers most of what the candidate covers."""
-        parts, values = self._of(place)
-        held = self._holder[parts]
-        shared = np.minimum(values, self._current[parts])[held >= 0]
+        held = self._holder >= 0
+        shared = np.minimum(self._values[:, place], self._current)[held]
         if not shared.any():
             return NONE
-        return self._members[int(np.argmax(np.bincount(held[held >= 0], weights=shared)))]
+        return self._members[int(np.argmax(np.bincount(self._holder[held], weights=shared)))]
 
     def add(self, place: int) -> None:
         """Makes a candidate a member."""
-        parts, values = self._of(place)
-        better = values > self._current[parts]
-        self._current[parts[better]] = values[better]
-        self._holder[parts[better]] = len(self._members)
+        values = self._values[:, place]
+        raised = np.flatnonzero(values > self._current)
+        before, after = self._current[raised, None], values[raised, None]
+        lost = self._values[raised]
+        np.clip(lost, before, after, out=lost)
+        lost -= before
+        # All are multiples of the grid, so what is taken off step by step leaves what a sum from anew would give.
+        self._added -= lost.sum(axis=0)
+        self._current[raised] = after[:, 0]
+        self._holder[raised] = len(self._members)
         self._members.append(place)
-
-    def _of(self, place: int) -> tuple[Integers, Reals]:
-        mine = slice(self._starts[place], self._starts[place + 1])
-        return self._part[mine], self._values[mine]
 
 
 @dataclass(frozen=True)
