@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +44,8 @@ class QueryEncoder:
 
     Args:
         stored: Which embedder that was.
-        given: The caller's embedder, in place of loading it by name.
+        given: The caller's embedder, in place of loading it by name; settings for `auto` mean the index's own, run as
+            they say.
         note: Told in one line what a reader should know.
     """
 
@@ -102,9 +103,13 @@ class QueryEncoder:
             if not self.stored.is_latent:
                 raise Incompatible(f"embedder {LATENT}", expected=f"{self.stored.name}, which built the index")
             return self.stored.latent()
-        if self._given is not None:
-            return load_embedder(self._given, note=self._note)
-        return load_embedder(self.stored.source, note=self._note)
+        if isinstance(self._given, EmbedderSettings) and self._given.name == "auto":
+            # The index's own, run in another way: on another device, by another engine.
+            other = {f.name: value for f in fields(self._given) if (value := getattr(self._given, f.name)) is not None}
+            return load_embedder(
+                replace(self.stored.source, **{**other, "name": self.stored.source.name}), note=self._note
+            )
+        return load_embedder(self.stored.source if self._given is None else self._given, note=self._note)
 
     def _asks_for_latent(self) -> bool:
         """Whether the embedder is the one that was fitted on the pool, which only the index holds."""

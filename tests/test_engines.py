@@ -189,6 +189,8 @@ def test_an_index_of_one_engine_is_searched_with_the_other(folder, cache, tmp_pa
         found = [(one.example.id, one.score) for one in opened.select("my card")]
     assert [one for one, _ in found] == [one for one, _ in wanted]
     np.testing.assert_allclose([score for _, score in found], [score for _, score in wanted], atol=1e-5)
+    with Retriever.open(tmp_path / "i", embedder=EmbedderSettings(engine="onnx"), note=fail) as opened:
+        assert [(one.example.id, one.score) for one in opened.select("my card")] == found
 
 
 def test_a_build_with_another_engine_does_not_mix_its_vectors_with_those_that_are_there(folder, cache, tmp_path):
