@@ -6,8 +6,9 @@ A model is exported once (`retriever.embedders.onnx_export`) into a folder that 
     tokenizer.json   of the tokenizers library, truncation included
     export.json      what makes a vector of the states, and the SHA-256 of the other two
 
-On a CPU the bytes of a row depend on its text alone: only texts of equal token count share a batch, so nothing is
-padded, and ONNX Runtime's products add up each row in the same order whatever stands beside it (tested).
+The bytes of a row depend on its text alone: only texts of equal token count share a batch, so nothing is padded; each
+batch runs on one thread, and as many at once as there are cores, which is also faster than to split each product; and
+ONNX Runtime adds up each row of a product in the same order whatever stands beside it (tested).
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,8 @@ from retriever.errors import EmbedderError
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
     from tokenizers import Tokenizer
+
+Result = TypeVar("Result")
 
 MODEL, TOKENIZER, ABOUT = "model.onnx", "tokenizer.json", "export.json"
 STATES = "token_embeddings"
@@ -136,16 +139,16 @@ class OnnxEmbedder:
     def encode(self, texts: list[str]) -> Vectors:
         """One row per text, (n, dim) float32, of unit length; all zero when the model gives no direction."""
         vectors = np.zeros((len(texts), self.dim))
-        for rows, _, states in self._run(texts):
-            vectors[rows] = states[:, 0] if self._about.pooling == "cls" else states.mean(axis=1, dtype=np.float64)
+        for rows, pooled in self._run(self._pooled, texts):
+            vectors[rows] = pooled
         return unit_rows(vectors)
 
     def token_vectors(self, texts: list[str]) -> TokenVectors:
         """The states of each text's tokens, float32, of unit length; without the tokens that the tokenizer adds."""
         found: list[Vectors] = [np.empty((0, self.dim), dtype=np.float32)] * len(texts)
-        for rows, ids, states in self._run(texts):
-            for row, kept, own in zip(rows.tolist(), self._kept(ids), states, strict=True):
-                found[row] = unit_rows(own[kept])
+        for rows, matrices in self._run(self._matrices, texts):
+            for row, matrix in zip(rows.tolist(), matrices, strict=True):
+                found[row] = matrix
         return TokenVectors.of(found, self.dim)
 
     def token_ids(self, texts: list[str]) -> list[NDArray[np.int64]]:
@@ -161,14 +164,34 @@ class OnnxEmbedder:
         with self._tokenizing:
             return [np.array(one.ids, dtype=np.int64) for one in self._tokenizer.encode_batch(list(texts))]
 
-    def _run(self, texts: Sequence[str]) -> Iterator[tuple[NDArray[np.intp], NDArray[np.int64], NDArray[np.float32]]]:
-        """Batch by batch the places of its texts, their token ids (n, t), and the states of the tokens (n, t, dim)."""
+    def _run(
+        self, forward: Callable[[NDArray[np.int64]], Result], texts: Sequence[str]
+    ) -> Iterator[tuple[NDArray[np.intp], Result]]:
+        """Batch by batch the places of its texts, and what `forward` makes of their token ids, shape (n, t)."""
         tokens = self._tokenized(texts)
-        for rows in batches_of(np.array([len(ids) for ids in tokens], dtype=np.int64), self._batch_size):
-            ids = np.stack([tokens[row] for row in rows.tolist()])
-            given = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-            [states] = self._session.run([STATES], {name: given[name] for name in self._about.inputs})
-            yield rows, ids, states
+        batches = batches_of(np.array([len(ids) for ids in tokens], dtype=np.int64), self._batch_size)
+        asked = [np.stack([tokens[row] for row in rows.tolist()]) for rows in batches]
+        if len(batches) < 2:
+            yield from zip(batches, map(forward, asked), strict=True)
+            return
+        with ThreadPoolExecutor(min(_cores(), len(batches))) as workers:
+            yield from zip(batches, workers.map(forward, asked), strict=True)
+
+    def _states(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The states of the tokens, shape (n, t, dim)."""
+        given = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+        states: NDArray[np.float32]
+        [states] = self._session.run([STATES], {name: given[name] for name in self._about.inputs})
+        return states
+
+    def _pooled(self, ids: NDArray[np.int64]) -> NDArray[np.floating]:
+        """One vector for each text, shape (n, dim), not of unit length."""
+        states = self._states(ids)
+        return states[:, 0] if self._about.pooling == "cls" else states.mean(axis=1, dtype=np.float64)
+
+    def _matrices(self, ids: NDArray[np.int64]) -> list[Vectors]:
+        """For each text the unit vectors of its tokens."""
+        return [unit_rows(own[kept]) for kept, own in zip(self._kept(ids), self._states(ids), strict=True)]
 
 
 def _check_files(folder: Path, about: Export) -> None:
@@ -189,12 +212,14 @@ def _session(path: Path) -> InferenceSession:
 
     onnxruntime.disable_telemetry_events()  # where somebody else has imported it before
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
-    options.inter_op_num_threads = 1
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors
-    # Threads that spin between two operations take the processor from whoever else needs it.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _tokenizer(path: Path) -> Tokenizer:
