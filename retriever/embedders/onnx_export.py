@@ -6,6 +6,7 @@ is tried on texts of many kinds before it is kept: the same tokens, and vectors 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ import re
 import shutil
 import tempfile
 import warnings
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +39,7 @@ _OPSET = 18
 _TOLERANCE = 1e-4
 _PROBES = (
     "Where is my card?",
+    "Where is my bank?",
     "  spaces   around,\ttabs\nand lines ",
     "def area(radius): return 3.14159 * radius ** 2",
     "Größe, naïve café, ПРИВЕТ, 日本語のテキスト, हिन्दी, \U0001f600",
@@ -49,6 +52,10 @@ _PROBES = (
 
 class CannotExport(Exception):
     """Why a model is run by torch instead."""
+
+
+class CacheFails(CannotExport):
+    """The model may be fine, but its export cannot be kept."""
 
 
 def missing_packages() -> str | None:
@@ -80,6 +87,30 @@ def identity_of(folder: Path) -> str:
     return json.dumps([str(folder.resolve()), facts])
 
 
+def known_refusal(folder: Path) -> str | None:
+    """Why the model could not be exported before, by the packages of today; None when it was not tried by them."""
+    try:
+        noted = json.loads(_refusal(folder).read_text(encoding="utf-8"))
+        return str(noted["why"]) if noted["versions"] == _versions() else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def note_refusal(folder: Path, why: str) -> None:
+    """Notes why a model cannot be exported, so that not every start tries it again."""
+    with contextlib.suppress(OSError):  # then the next start does
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _refusal(folder).write_text(json.dumps({"why": why, "versions": _versions()}) + "\n", encoding="utf-8")
+
+
+def _refusal(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.refused.json")
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in (*PACKAGES, "torch", "transformers", "sentence-transformers")}
+
+
 def export(embedder: SentenceTransformerEmbedder, folder: Path) -> None:
     """Exports a loaded model; the folder appears whole or not at all.
 
@@ -88,15 +119,15 @@ def export(embedder: SentenceTransformerEmbedder, folder: Path) -> None:
         folder: As `export_folder` names it.
 
     Raises:
-        CannotExport: The model is of another kind, torch cannot export it, its export gives other vectors, or the
-            cache cannot be written.
+        CannotExport: The model is of another kind, torch cannot export it, or its export gives other vectors.
+        CacheFails: The cache cannot be written.
     """
     pooling = _pooling(embedder.model)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     except OSError as error:
-        raise CannotExport(f"{folder.parent}: {error.strerror}") from error
+        raise CacheFails(f"{folder.parent}: {error.strerror}") from error
     try:
         _write(embedder, pooling, made)
         _compare(embedder, made)
@@ -108,7 +139,7 @@ def export(embedder: SentenceTransformerEmbedder, folder: Path) -> None:
             if not (folder / ABOUT).is_file():  # another process may have been faster
                 raise
     except OSError as error:
-        raise CannotExport(f"{folder}: {error.strerror}") from error
+        raise CacheFails(f"{folder}: {error.strerror}") from error
     finally:
         shutil.rmtree(made, ignore_errors=True)
 

@@ -8,7 +8,16 @@ from pathlib import Path
 
 from retriever.embedders.base import Embedder, EmbedderSettings
 from retriever.embedders.onnx_engine import ABOUT, OnnxEmbedder
-from retriever.embedders.onnx_export import CannotExport, export, export_folder, identity_of, missing_packages
+from retriever.embedders.onnx_export import (
+    CacheFails,
+    CannotExport,
+    export,
+    export_folder,
+    identity_of,
+    known_refusal,
+    missing_packages,
+    note_refusal,
+)
 from retriever.embedders.packaged import NAME as MINI_LM
 from retriever.embedders.packaged import SHA256, packaged_folder
 from retriever.embedders.sentence_transformer import SentenceTransformerEmbedder
@@ -40,17 +49,21 @@ def load_transformer(settings: EmbedderSettings, note: Callable[[str], None], *,
         except EmbedderError as error:
             note(f"{error.seen}: the model is exported again")
             shutil.rmtree(folder, ignore_errors=True)
+    if folder is not None and settings.engine is None:
+        why = known_refusal(folder)
     model = _by_torch(settings, packaged=packaged)
     if why is None:
+        # A model that was downloaded just now has a folder only now.
+        folder = folder or _export_of(settings, packaged=packaged)
         try:
-            # A model that was downloaded just now has a folder only now.
-            folder = folder or _export_of(settings, packaged=packaged)
             if folder is None:
-                raise CannotExport("its files are not in the cache of the Hugging Face Hub")
+                raise CacheFails("its files are not in the cache of the Hugging Face Hub")
             export(model, folder)
             return OnnxEmbedder.open(folder, settings)
         except CannotExport as error:
             why = str(error)
+            if folder is not None and not isinstance(error, CacheFails):
+                note_refusal(folder, why)
     if settings.engine == "onnx":
         raise EmbedderError(f"model {model.name} cannot be run by ONNX Runtime: {why}", fix="leave the engine out")
     note(f"{model.name} is run by torch, which takes seconds to start: {why}")
