@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from itertools import chain, repeat
 from typing import Literal
 
 import numpy as np
@@ -186,10 +187,11 @@ def _pick(candidates: Candidates, k: int, options: CoverageOptions) -> Picks:
 def _term_aspects(candidates: Candidates, longest: int) -> Aspects:
     numbers: dict[str, int] = {}
     query = np.array([numbers.setdefault(term, len(numbers)) for term in candidates.reader.query_terms], dtype=np.int64)
-    # Terms that the query does not have are all one: none of them is looked for.
-    terms = [numbers.get(term, len(numbers)) for one in candidates.terms for term in one]
     offsets = np.cumsum([0, *map(len, candidates.terms)])
-    return term_aspects(query, np.array(terms, dtype=np.int64), offsets, longest=longest)
+    # Terms that the query does not have are all one: none of them is looked for.
+    numbered = map(numbers.get, chain.from_iterable(candidates.terms), repeat(len(numbers)))
+    terms = np.fromiter(numbered, dtype=np.int64, count=int(offsets[-1]))
+    return term_aspects(query, terms, offsets, longest=longest)
 
 
 def _field_aspects(candidates: Candidates, field: str) -> Aspects:
