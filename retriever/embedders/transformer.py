@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from retriever.embedders.base import Embedder, EmbedderSettings
@@ -51,7 +52,8 @@ def load_transformer(settings: EmbedderSettings, note: Callable[[str], None], *,
             shutil.rmtree(folder, ignore_errors=True)
     if folder is not None and settings.engine is None:
         why = known_refusal(folder)
-    model = _by_torch(settings, packaged=packaged)
+    # What is exported must not stand on an accelerator, which the library would choose by itself.
+    model = _by_torch(replace(settings, device="cpu") if why is None else settings, packaged=packaged)
     if why is None:
         # A model that was downloaded just now has a folder only now.
         folder = folder or _export_of(settings, packaged=packaged)
