@@ -1,0 +1,179 @@
+"""What grows with the pool, and how fast: build, open, select, add, memory and disk from 1,000 to 1,000,000 examples.
+
+    scripts/bench scale [--sizes 1000 10000 100000] [--dim 384] [--folder FOLDER] [--json OUT]
+
+Every size is built and used in a process of its own, whose peak of memory is read at its end. Texts have twelve words
+with Zipf frequencies; a text's vector is the sum of its words' vectors, so that near texts are near. Vectors are given
+to `select` and cost nothing in `build`: what is measured is the index. The exponent of a column is the slope of a line
+through its logarithms: 1 is proportional to the pool, 0 does not depend on it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from quality import machine
+
+from retriever import Example, Retriever
+
+_WORDS = 12
+_VOCABULARY = 50_000
+_CHUNK = 10_000
+_QUERIES = 200
+_ADDS = 20
+COLUMNS = (
+    "build_s",
+    "build_mb",
+    "disk_mb",
+    "open_s",
+    "trust_s",
+    "hybrid_ms",
+    "mmr_ms",
+    "lexical_ms",
+    "add_ms",
+    "use_mb",
+)
+
+
+class Words:
+    """An embedder that adds up the vectors of words; each word's is a random direction that depends on its number."""
+
+    name = "callable:sum-of-words"
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+        self._table = np.random.Generator(np.random.PCG64(7)).standard_normal((_VOCABULARY + 1, dim), dtype=np.float32)
+
+    def encode(self, texts: list[str]) -> NDArray[np.float32]:
+        """One row per text, not yet of unit length."""
+        words = [text.split() for text in texts]
+        numbers = [_number(word) for one in words for word in one]
+        starts = np.cumsum([0, *map(len, words[:-1])])
+        rows: NDArray[np.float32] = np.add.reduceat(self._table[numbers], starts, axis=0)
+        return rows
+
+
+def _number(word: str) -> int:
+    return int(word[1:]) if word[1:].isdecimal() else zlib.crc32(word.encode()) % _VOCABULARY
+
+
+def examples(count: int, seed: int = 0) -> Iterator[Example]:
+    """Synthetic examples; the first n are the same whatever the count."""
+    for start in range(0, count, _CHUNK):
+        random = np.random.Generator(np.random.PCG64([seed, start]))
+        words = np.minimum(random.zipf(1.3, (_CHUNK, _WORDS)), _VOCABULARY)
+        for number, row in enumerate(words[: count - start].tolist(), start=start):
+            yield Example(f"e{seed}-{number}", " ".join(f"w{word}" for word in row), output=f"o{number % 77}")
+
+
+def build(size: int, dim: int, path: Path) -> dict[str, float]:
+    """Builds an index of this size."""
+    started = time.perf_counter()
+    Retriever.build(examples(size), path, embedder=Words(dim), weight=0.5).close()
+    took = time.perf_counter() - started
+    disk = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return {"build_s": took, "build_mb": _peak_mb(), "disk_mb": disk / 1e6}
+
+
+def use(dim: int, path: Path) -> dict[str, float]:
+    """Opens an index, asks it and adds to it."""
+    embedder = Words(dim)
+    figures: dict[str, float] = {}
+    for name, trust in (("trust_s", True), ("open_s", False)):
+        started = time.perf_counter()
+        Retriever.open(path, embedder=embedder, trust=trust).close()
+        figures[name] = time.perf_counter() - started
+    queries = list(examples(_QUERIES, seed=1))
+    vectors = embedder.encode([query.input_text for query in queries])
+    with Retriever.open(path, embedder=embedder, trust=True) as retriever:
+        for name, options in (
+            ("hybrid_ms", {}),
+            ("mmr_ms", {"strategy": "mmr"}),
+            ("lexical_ms", {"mode": "lexical"}),
+        ):
+            figures[name] = _median_ms(
+                lambda i, options=options: retriever.select(queries[i], vector=vectors[i], k=8, **options), _QUERIES
+            )
+        new = list(examples(_ADDS, seed=2))
+        figures["add_ms"] = _median_ms(lambda i: retriever.add(new[i]), _ADDS)
+    return {**figures, "use_mb": _peak_mb()}
+
+
+def _median_ms(call: object, count: int) -> float:
+    took = []
+    for i in range(count):
+        started = time.perf_counter()
+        call(i)  # type: ignore[operator]
+        took.append(time.perf_counter() - started)
+    return 1e3 * median(took)
+
+
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def exponent(sizes: Sequence[int], values: Sequence[float]) -> float:
+    """The slope of a least-squares line through the logarithms."""
+    slope, _ = np.polyfit(np.log(sizes), np.log(values), 1)
+    return float(slope)
+
+
+def main() -> None:
+    """Prints a table, a line for each size, and the exponents."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", 1)[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 100_000])
+    parser.add_argument("--dim", type=int, default=384)
+    parser.add_argument("--folder", type=Path, default=None, help="where to work; default a temporary folder")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="file that gets the same figures as JSON")
+    parser.add_argument("--part", nargs=3, metavar=("build|use", "SIZE", "PATH"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.part:
+        part, size, path = options.part
+        made = build(int(size), options.dim, Path(path)) if part == "build" else use(options.dim, Path(path))
+        print(json.dumps(made))
+        return
+    rows: list[dict[str, float]] = []
+    print(_line(["examples", *COLUMNS]))
+    with TemporaryDirectory(dir=options.folder) as folder:
+        for size in options.sizes:
+            path = Path(folder) / f"{size}.index"
+            rows.append({**_part("build", size, path, options.dim), **_part("use", size, path, options.dim)})
+            print(_line([f"{size:,}", *(f"{rows[-1][column]:.2f}" for column in COLUMNS)]), flush=True)
+    if len(rows) > 1:
+        slopes = [exponent(options.sizes, [row[column] for row in rows]) for column in COLUMNS]
+        print(_line(["exponent", *(f"{slope:.2f}" for slope in slopes)]))
+    print(", ".join(f"{name} {value}" for name, value in machine().items()))
+    if options.json is not None:
+        figures = [{"examples": size, **row} for size, row in zip(options.sizes, rows, strict=True)]
+        options.json.write_text(json.dumps({"machine": machine(), "rows": figures}, indent=2) + "\n", encoding="utf-8")
+
+
+def _part(name: str, size: int, path: Path, dim: int) -> dict[str, float]:
+    """One part in a process of its own."""
+    command = [sys.executable, __file__, "--dim", str(dim), "--part", name, str(size), str(path)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "  ".join(f"{cell:>10}" for cell in cells)
+
+
+if __name__ == "__main__":
+    main()
