@@ -24,7 +24,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -89,15 +89,13 @@ def bm25_rows(size: Size, folder: Path) -> Iterator[Row]:
     tokens, asked = tokenized(size.examples), tokenized(size.queries, 1)
     postings = Postings.from_documents(tokens)
     fresh, used, known = [BM25Index([postings]) for _ in asked], BM25Index([postings]), BM25Index([postings])
-    for terms in tokenized(200, 2):
-        used.scores(terms)
-    for terms in asked:
-        known.scores(terms)
+    for index, before in ((used, tokenized(200, 2)), (known, asked)):
+        for terms in before:
+            index.scores(terms)
     peer = synthetic.bm25s_index(tokens) if installed(BM25S) else None
     theirs: Calls = {BM25S: lambda n: bm25s_top(peer, asked[n], 10)} if peer else {}
-    once, often = range(len(asked)), [*range(len(asked))] * size.repeats
-    checks = same_best(known, peer, asked)
-    ways: Mapping[str, tuple[Call, Iterable[int]]] = {
+    once, often, checks = range(len(asked)), [*range(len(asked))] * size.repeats, same_best(known, peer, asked)
+    ways: Mapping[str, tuple[Call, Sequence[int]]] = {
         "a first query": (lambda n: our_top(fresh[n], asked[n], 10), once),
         "a new query": (lambda n: our_top(used, asked[n], 10), once),
         "asked before": (lambda n: our_top(known, asked[n], 10), often),
@@ -221,10 +219,12 @@ def embedders() -> dict[str, Callable[[list[str]], Vectors]]:
 
 
 def query_rows(size: Size, folder: Path) -> Iterator[Row]:
-    """A sentence each time that was not seen before."""
+    """Sentences one right after the other, and after a rest, when the model has left the processor's caches."""
     texts = synthetic.sentences(size.queries * size.repeats)
     calls: Calls = {name: lambda n, e=encode: e([texts[n]]) for name, encode in embedders().items()}
-    yield Row("one query embedded", alternate(calls, range(len(texts)), pause=synthetic.SETTLED), {OURS: 3.0})
+    for name, lead, aims in (("after another", True, {OURS: 3.0}), ("after a rest", False, {})):
+        times = alternate(calls, range(len(texts)), pause=synthetic.SETTLED, lead=lead)
+        yield Row(f"one query embedded: {name}", times, aims)
 
 
 def pool_rows(size: Size, folder: Path) -> Iterator[Row]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from statistics import median
@@ -57,7 +57,7 @@ _DID = (
     "complained about|searched for"
 )
 _WHAT = (
-    "the blue card|a broken phone|an old letter|the last invoice|a second ticket|the wrong parcel|a new passport|"
+    "the blue card|a broken phone|an old letter|the last message|a second ticket|the wrong parcel|a new passport|"
     "the red bicycle|an empty bottle|the train schedule|a small loan|the garden chair|a warm coat|the missing key|"
     "an expensive watch|the final report"
 )
@@ -150,7 +150,7 @@ class Row:
 
 
 def alternate(
-    calls: Mapping[str, Call], numbers: Iterable[int], *, warm: bool = True, pause: float = 0.0
+    calls: Mapping[str, Call], numbers: Sequence[int], *, warm: bool = True, pause: float = 0.0, lead: bool = False
 ) -> dict[str, list[float]]:
     """Milliseconds of every call, the callers taking turns.
 
@@ -158,7 +158,8 @@ def alternate(
         calls: What is timed, by name.
         numbers: What each is called with, one turn after the other.
         warm: Whether each is called once before.
-        pause: Seconds of rest before each call.
+        pause: Seconds of rest before each turn of a caller.
+        lead: Whether what is timed comes right after a call of the same caller, with the number before.
     """
     order = list(calls)
     times: dict[str, list[float]] = {name: [] for name in order}
@@ -168,9 +169,11 @@ def alternate(
     gc.collect()
     gc.disable()
     try:
-        for number in numbers:
+        for turn, number in enumerate(numbers):
             for name in order:
                 time.sleep(pause)
+                if lead:
+                    calls[name](numbers[turn - 1])
                 started = time.perf_counter()
                 calls[name](number)
                 times[name].append(1e3 * (time.perf_counter() - started))

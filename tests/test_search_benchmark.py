@@ -79,6 +79,14 @@ def test_a_call_that_is_to_be_warm_is_made_once_without_being_timed():
     assert len(times["a"]) == 2
 
 
+def test_a_call_that_is_to_come_after_another_is_led_by_one_that_is_not_timed():
+    called = []
+    calls = {name: lambda n, name=name: called.append(f"{name}{n}") for name in ("a", "b")}
+    times = synthetic.alternate(calls, [1, 2, 3], warm=False, lead=True)
+    assert called == ["a3", "a1", "b3", "b1", "b1", "b2", "a1", "a2", "a2", "a3", "b2", "b3"]
+    assert len(times["a"]) == len(times["b"]) == 3
+
+
 def test_garbage_is_collected_again_after_a_call_that_fails():
     def fails(number):
         assert not synthetic.gc.isenabled()
@@ -141,8 +149,10 @@ def test_the_table_names_every_work_and_what_is_not_installed(capsys, tmp_path):
     assert rows[4]["verdicts"] == {"ours": "", "NumPy": next(word for word in numpy if word in ("met", "missed"))}
 
 
-@pytest.mark.parametrize("rows", [search.query_rows, search.pool_rows])
-def test_embedding_is_timed_with_whatever_the_default_is(monkeypatch, tmp_path, rows):
+@pytest.mark.parametrize(
+    ("rows", "sizes", "timed"), [(search.query_rows, [1] * 20, [6, 6]), (search.pool_rows, [60] * 3, [2])]
+)
+def test_embedding_is_timed_with_whatever_the_default_is(monkeypatch, tmp_path, rows, sizes, timed):
     asked = []
 
     class Default:
@@ -153,10 +163,8 @@ def test_embedding_is_timed_with_whatever_the_default_is(monkeypatch, tmp_path, 
             return synthetic.Embedder(16)(texts)
 
     monkeypatch.setattr(search, "load_embedder", lambda name, note: Default())
-    (row,) = rows(SMALL, tmp_path)
-    many = rows is search.pool_rows
-    assert asked == ([60] * 3 if many else [1] * 7)
-    assert len(row.times["ours"]) == (2 if many else 6)
+    assert [len(row.times["ours"]) for row in rows(SMALL, tmp_path)] == timed
+    assert asked == sizes
 
 
 def test_a_process_gives_what_it_prints_and_its_failure_is_an_error():
