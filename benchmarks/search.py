@@ -36,9 +36,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import synthetic
-from quality import machine
-from synthetic import (
+import _synthetic as synthetic
+from _synthetic import (
     BM25S,
     FAISS,
     LANGCHAIN,
@@ -58,6 +57,7 @@ from synthetic import (
     numpy_top,
     tokenized,
 )
+from quality import machine
 
 from indexes.dense import DenseIndex, Segment
 from indexes.hybrid import Fusion, HybridIndex, Query

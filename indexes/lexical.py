@@ -193,17 +193,15 @@ _MOST_KEPT = 8_000_000
 
 @dataclass(frozen=True)
 class _Term:
-    """What a term adds to the scores.
+    """What a term adds to the scores, each time it occurs in the query.
 
     Attributes:
-        idf: Its inverse document frequency.
         rows: The rows that contain it, int64, shape (m,).
-        parts: Their tf-parts, float64, shape (m,).
+        weights: What it adds to each, idf · tf-part, float64, shape (m,).
     """
 
-    idf: float
     rows: NDArray[np.int64]
-    parts: Scores
+    weights: Scores
 
 
 class BM25Index:
@@ -249,7 +247,7 @@ class BM25Index:
         for term, times in Counter(terms).items():
             found = self._term(term)
             if found is not None:
-                np.add.at(scores, found.rows, times * found.idf * found.parts)
+                np.add.at(scores, found.rows, found.weights if times == 1 else times * found.weights)
         return scores
 
     def _term(self, term: str) -> _Term | None:
@@ -265,7 +263,7 @@ class BM25Index:
         runs = list(zip(self._segments, spans, starts, strict=False))
         rows = np.concatenate([segment.rows[span] + start for segment, span, start in runs])
         counts = np.concatenate([segment.counts[span] for segment, span, _ in runs]).astype(np.float64)
-        found = _Term(self._idf(containing), rows, self._tf(counts, self._norms[rows]))
+        found = _Term(rows, self._idf(containing) * self._tf(counts, self._norms[rows]))
         if self._kept + len(rows) > _MOST_KEPT:
             self._terms, self._kept = {}, 0
         self._terms[term] = found

@@ -41,10 +41,8 @@ def top(rows: NDArray[np.int64], scores: NDArray[np.float64], k: int) -> NDArray
     """
     if k <= 0:
         return np.empty(0, np.int64)
-    places = np.arange(len(rows))
-    if k < len(rows):
-        # All that tie with the k-th stay in, so that the row numbers decide among them.
-        places = np.flatnonzero(scores >= kth_largest(scores, k))
+    # All that tie with the k-th stay in, so that the row numbers decide among them.
+    places = np.flatnonzero(scores >= kth_largest(scores, k)) if k < len(rows) else np.arange(len(rows))
     order = np.lexsort((rows[places], -scores[places]))[:k]
     return places[order]
 

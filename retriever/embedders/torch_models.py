@@ -44,7 +44,7 @@ _TOKENS_PER_BATCH = 4096
 def batches_of(lengths: NDArray[np.int64], most: int) -> list[NDArray[np.intp]]:
     """Places of equal token count, split into batches of at most `most`, the longest first."""
     batches: list[NDArray[np.intp]] = []
-    for length in np.unique(lengths)[::-1].tolist():
+    for length in sorted(set(lengths.tolist()), reverse=True):
         rows = np.flatnonzero(lengths == length)
         size = max(1, min(most, _TOKENS_PER_BATCH // max(1, length)))
         batches.extend(rows[start : start + size] for start in range(0, len(rows), size))
