@@ -79,6 +79,8 @@ def run(
     query_id="q",
     shared=(),
     rerank=None,
+    sections=None,
+    rescore=None,
     **select,
 ) -> Ranked:
     index, _, _, query = POOLS[pool]
@@ -89,8 +91,10 @@ def run(
         return [f"blocked {row}" if row in blocked else None for row in rows.tolist()]
 
     [scores] = index.score([query], [eligible])
-    recipe = Recipe.of({"select": {**select, "fixed": [str(row) for row in fixed]}, "rerank": rerank or {}})
-    ranked = rank(index, scores, recipe, fusion=fusion, lookup=reads(pool, query_id, shared), check=check)
+    recipe = Recipe.of(
+        {"select": {**select, "fixed": [str(row) for row in fixed]}, "rerank": rerank or {}, **(sections or {})}
+    )
+    ranked = rank(index, scores, recipe, fusion=fusion, lookup=reads(pool, query_id, shared, rescore), check=check)
     assert len(asked) == len(set(asked))  # the guard never looks at a row twice
     assert ranked.blocked == {row: f"blocked {row}" for row in asked if row in blocked}
     return ranked
@@ -125,12 +129,17 @@ class Reads:
         return [example.input_text.split() for example in examples]
 
 
-def reads(pool: int, query_id: str = "q", shared=()) -> Lookup:
+def reads(pool: int, query_id: str = "q", shared=(), asked=None) -> Lookup:
+    def rescore(rows):
+        if asked is not None:
+            asked.extend(rows.tolist())
+        return rescored(rows)
+
     return Lookup(
         Reads(pool, query_id),
         named=lambda ids: np.array([int(identity) for identity in ids], dtype=np.int64),
         shared=lambda part: np.array(shared[: part.k], dtype=np.int64),
-        rescore=rescored,
+        rescore=rescore,
     )
 
 
@@ -200,8 +209,7 @@ def test_a_reranker_sorts_the_best_unblocked_rows_again_and_leaves_the_others_be
             assert choice.rescored == rescored(choice.row)
             assert choice.relevance == pytest.approx(relevance[choice.row], abs=1e-9)
         else:
-            assert choice.rescored is None
-            assert -1 <= choice.relevance <= 0
+            assert (choice.rescored, choice.relevance) == (None, None)
 
 
 def test_a_strategy_sees_the_relevance_that_the_reranker_gives():
@@ -210,6 +218,32 @@ def test_a_strategy_sees_the_relevance_that_the_reranker_gives():
     top = run(0, Fusion(), frozenset(), rerank={"by": "maxsim", "depth": ROWS}, k=5)
     assert rows_of(by_reranker) == rows_of(top)
     assert rows_of(by_reranker) != rows_of(run(0, Fusion(), frozenset(), **options))
+
+
+def test_mmr_weighs_what_the_reranker_says_even_where_it_would_take_cosines():
+    options = {"strategy": "mmr", "options": {"weight": 1.0}, "k": 5}
+    again = run(0, Fusion(), frozenset(), rerank={"by": "maxsim", "depth": ROWS}, **options)
+    assert rows_of(again) == rows_of(run(0, Fusion(), frozenset(), rerank={"by": "maxsim", "depth": ROWS}, k=5))
+    assert rows_of(again) != rows_of(run(0, Fusion(), frozenset(), **options))
+
+
+@pytest.mark.parametrize("depth", [5, ROWS])
+def test_thresholds_are_of_the_fused_score_with_a_reranker_too(depth):
+    rerank = {"by": "maxsim", "depth": depth}
+    best = rows_of(run(0, Fusion(), frozenset(), k=20))
+    cut = float(run(0, Fusion(), frozenset(), k=20).hits.fused[-1])
+    least = {"constraints": {"min_score": cut}}
+    assert set(rows_of(run(0, Fusion(), frozenset(), k=30, rerank=rerank, sections=least))) == set(best)
+    fewer = {"adaptive": {"by": "threshold", "threshold": cut}}
+    assert len(rows_of(run(0, Fusion(), frozenset(), k=30, rerank=rerank, sections=fewer))) == 20
+
+
+def test_parts_share_what_the_reranker_has_said():
+    asked: list[int] = []
+    parts = [{"strategy": "mmr", "k": 2}, {"strategy": "coverage", "k": 2}]
+    run(0, Fusion(), frozenset(), k=6, rerank={"by": "maxsim", "depth": 20}, parts=parts, rescore=asked)
+    assert asked
+    assert len(asked) == len(set(asked))
 
 
 def test_fixed_rows_are_not_scored_again():

@@ -53,9 +53,7 @@ recipes = st.builds(
     st.builds(
         Filter, st.none() | st.text() | st.dictionaries(st.text(max_size=5), st.text() | st.integers()), names, names
     ),
-    st.builds(
-        Rerank, st.sampled_from([None, "maxsim", "cross-encoder:m"]), st.integers(1, 100_000), shares, st.just(False)
-    ),
+    st.builds(Rerank, st.none(), st.integers(1, 100_000), shares, st.just(False)),
     st.builds(Select, st.sampled_from(list(STRATEGIES)), st.integers(0, 10_000), st.integers(), names),
     st.builds(
         Constraints, st.dictionaries(st.text(min_size=1, max_size=5), st.integers(1, 9)), near=st.none() | shares
@@ -66,7 +64,14 @@ recipes = st.builds(
 )
 
 
-@given(recipes)
+reranked = st.builds(
+    Recipe,
+    rerank=st.builds(Rerank, st.just("maxsim"), st.integers(1, 100_000), shares, st.booleans()),
+    select=st.builds(Select, st.sampled_from(["top", "mmr", "coverage"]), st.integers(0, 10_000)),
+)
+
+
+@given(recipes | reranked)
 def test_a_recipe_survives_its_dictionary_and_json(recipe):
     assert Recipe.of(recipe.to_dict()) == recipe
     assert Recipe.of(json.loads(json.dumps(recipe.to_dict()))) == recipe
@@ -108,7 +113,7 @@ def test_toml_says_the_same_as_a_mapping(tmp_path):
         weight = 0.5
         idf = true
         [select]
-        strategy = "random"
+        strategy = "mmr"
         k = 3
         seed = 7
         [order]
@@ -124,7 +129,7 @@ def test_toml_says_the_same_as_a_mapping(tmp_path):
         Guard("near", 0.8, "author"),
         Filter({"language": "en", "priority": {"<=": 2}}, ("task",), ("é",)),
         Rerank("maxsim", 30, 0.5, True),
-        Select("random", 3, 7),
+        Select("mmr", 3, 7),
         order=Order("edges"),
         budget=Budget(4000, 500),
     )
@@ -214,6 +219,27 @@ def test_an_impossible_value_names_its_key_and_what_is_allowed(section, key, val
     assert expected in caught.value.expected
 
 
+@pytest.mark.parametrize("strategy", ["random", "fixed", "sift", "cluster"])
+def test_a_reranker_that_nothing_would_notice_is_refused(strategy):
+    rerank = {"by": "maxsim"}
+    with pytest.raises(InvalidInput, match=f"'maxsim' with the strategy {strategy}.*expected another strategy"):
+        Recipe.of({"rerank": rerank, "select": {"strategy": strategy}})
+    Recipe.of({"rerank": rerank, "select": {"strategy": strategy, "parts": [{"strategy": "top"}]}})
+    narrowed = {"rerank": {**rerank, "depth": 101}, "select": {"strategy": strategy}}
+    if strategy in ("sift", "cluster"):
+        assert Recipe.of(narrowed).rerank.depth == 101  # the best 100 of these are what it chooses from
+    else:
+        with pytest.raises(InvalidInput):
+            Recipe.of(narrowed)
+
+
+def test_another_reranker_does_not_keep_the_idf_of_the_one_before():
+    recipe = Recipe.of({"rerank": {"by": "maxsim", "idf": True}})
+    assert recipe.with_options({"rerank": None}).rerank == Rerank()
+    assert recipe.with_options({"rerank": "cross-encoder:m"}).rerank == Rerank("cross-encoder:m")
+    assert recipe.with_options({"rerank": "maxsim", "k": 2}).rerank.idf
+
+
 def test_a_recipe_made_by_hand_is_checked_too():
     with pytest.raises(InvalidInput, match=r"select\.k"):
         Recipe(select=Select(k=-1))
@@ -233,7 +259,7 @@ def test_options_are_the_keys_of_a_recipe_by_short_name():
         match=["m"],
         exclude=["x"],
         rerank="maxsim",
-        strategy="random",
+        strategy="mmr",
         k=2,
         seed=3,
         fixed=["f"],
@@ -242,7 +268,7 @@ def test_options_are_the_keys_of_a_recipe_by_short_name():
         reserve=10,
         counter="estimate",
         candidates=50,
-        options={"static": True},
+        options={"weight": 0.25},
     )
     assert set(options) == set(Options.__annotations__)
     assert Recipe().with_options(options) == Recipe(
@@ -250,7 +276,7 @@ def test_options_are_the_keys_of_a_recipe_by_short_name():
         Guard("near", 0.5, "g"),
         Filter('a == "b"', ("m",), ("x",)),
         Rerank("maxsim"),
-        Select("random", 2, 3, ("f",), 50, {"static": True}),
+        Select("mmr", 2, 3, ("f",), 50, {"weight": 0.25}),
         order=Order("edges", 3),
         budget=Budget(100, 10),
     )

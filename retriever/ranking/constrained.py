@@ -65,7 +65,8 @@ class View(Candidates):
     """
 
     def __init__(self, whole: Candidates, places: Integers) -> None:
-        super().__init__(whole.rows[places], whole.relevance[places], whole.reader)
+        fused = whole.fused[places] if whole.reranked else None
+        super().__init__(whole.rows[places], whole.relevance[places], whole.reader, fused)
         self._whole = whole
         self._places = places
 

@@ -116,7 +116,7 @@ class Facts:
     def barred(self, place: int) -> str | None:
         """Which bound a candidate is below on its own."""
         rules = self._constraints
-        score = float(self._candidates.relevance[place])
+        score = float(self._candidates.fused[place])
         if rules.min_score is not None and score < rules.min_score:
             return f"score {score:.3f} below {rules.min_score:g}"
         if rules.min_trust is not None:

@@ -155,10 +155,9 @@ def _pick(
     """The choices of one part. Constraints bind what a strategy chooses for a query, and count what came before."""
     free = part.shared or part.strategy == "fixed" or recipe.constraints.idle
     everything = rows if free else np.concatenate([taken, rows])
-    relevance = ranking.relevance(everything)
-    candidates = Candidates(everything, relevance, lookup.reader)
+    candidates = ranking.candidates(everything, lookup.reader)
     method, settings = strategy(part.strategy), part.settings()
-    count = adaptive.before(relevance[len(everything) - len(rows) :], count)
+    count = adaptive.before(_falling(candidates)[len(everything) - len(rows) :], count)
     if free:
         picked = method.pick(candidates, count, settings)
         made = Constrained(picked, ((),) * len(picked), {}, (), picked)
@@ -240,25 +239,37 @@ class _Ranking:
             return self.guarded.first(count, shuffle)
         depth = min(self._settings.depth, len(self.guarded.index))
         rows = self.guarded.first(max(count, depth), None)
-        scores = self._rescore(rows[:depth])
+        new_rows = np.array([row for row in rows[:depth].tolist() if row not in self._rescored], dtype=np.int64)
+        self._rescored.update(zip(new_rows.tolist(), self._rescore(new_rows).tolist(), strict=True))
+        scores = np.array([self._rescored[row] for row in rows[:depth].tolist()], dtype=np.float64)
         new = rerank(rows, self._fused(rows), scores, self._settings.weight)
         rows = rows[new.places]
         self._relevance.update(zip(rows.tolist(), new.relevance.tolist(), strict=True))
-        self._rescored.update(zip(rows[:depth].tolist(), scores[new.places[: len(scores)]].tolist(), strict=True))
         return rows[:count]
 
-    def relevance(self, rows: Rows) -> Reals:
-        """The relevance of rows, shape (m,). Beside a reranker, those that it has not seen are worth the least."""
-        if self._settings.by is None:
-            return self._fused(rows)
-        return np.array([self._relevance.get(row, UNSEEN) for row in rows.tolist()], dtype=np.float64)
+    def candidates(self, rows: Rows, reader: Reader) -> Candidates:
+        """Rows with their relevance. Beside those that a reranker has seen, others are worth the least."""
+        fused = self._fused(rows)
+        if not any(row in self._relevance for row in rows.tolist()):
+            return Candidates(rows, fused, reader)
+        relevance = np.array([self._relevance.get(row, UNSEEN) for row in rows.tolist()], dtype=np.float64)
+        return Candidates(rows, relevance, reader, fused)
 
     def again(self, row: int) -> _Again:
-        """What the reranker says of a row."""
-        return {"relevance": self._relevance.get(row), "rescored": self._rescored.get(row)}
+        """What the reranker says of a row; nothing of those beyond its depth."""
+        seen = row in self._rescored
+        return {
+            "relevance": self._relevance.get(row) if seen else None,
+            "rescored": self._rescored.get(row),
+        }
 
     def _fused(self, rows: Rows) -> Reals:
         return self.guarded.index.describe(self.guarded.scores, rows, self.guarded.fusion).fused
+
+
+def _falling(candidates: Candidates) -> Reals:
+    """The fused scores, best first where a reranker has put the candidates into another order."""
+    return -np.sort(-candidates.fused) if candidates.reranked else candidates.fused
 
 
 class _Again(TypedDict):

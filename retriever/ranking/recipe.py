@@ -106,6 +106,10 @@ _KEY_OF_OPTION = {
 }
 
 
+_UNORDERED = ("random", "fixed")
+"""Strategies that no reranker can change: they do not choose among the most relevant."""
+
+
 @dataclass(frozen=True)
 class Retrieve:
     """How rows are scored.
@@ -298,10 +302,28 @@ class Recipe:
         for number, part in enumerate(self.select.parts):
             _check_part(part, f"select.parts[{number}]")
         _within("select.candidates", self.select.candidates, 1, 100_000)
+        self._check_rerank()
         _one_of("order.by", self.order.by, tuple(ORDERS))
         _within("retrieve.weight", self.retrieve.weight, 0, 1)
         _within("retrieve.rrf_k", self.retrieve.rrf_k, 1, 1_000_000)
         _within("guard.threshold", self.guard.threshold, 0, 1)
+
+    def _check_rerank(self) -> None:
+        """Refuses a reranker that no part of the recipe would notice.
+
+        Raises:
+            InvalidInput: There is one.
+        """
+        if self.rerank.by is None:
+            return
+        names = {part.strategy for part in self.select.plan if not part.shared and part.strategy not in _UNORDERED}
+        narrows = self.rerank.depth > self.select.candidates
+        if not any(strategy(name).ranked or narrows for name in names):
+            raise InvalidInput(
+                f"rerank.by = {self.rerank.by!r} with the strategy {self.select.strategy}, which does not ask how "
+                "relevant a candidate is",
+                expected="another strategy, no reranker, or rerank.depth above select.candidates",
+            )
 
     @classmethod
     def of(cls, source: Recipe | Mapping[str, Json] | str | Path | None) -> Recipe:
@@ -346,6 +368,8 @@ class Recipe:
             changes.setdefault(where, {})[key] = value
         if "seed" in options:
             changes.setdefault("order", {})["seed"] = options["seed"]
+        if options.get("rerank", self.rerank.by) != self.rerank.by:
+            changes["rerank"].setdefault("idf", False)  # of the reranker before
         made: dict[str, Any] = {}
         for name, values in changes.items():
             before = getattr(self, name)

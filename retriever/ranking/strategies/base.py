@@ -50,14 +50,17 @@ class Candidates:
 
     Args:
         rows: Row numbers, int64, shape (m,).
-        relevance: Fused scores, float64, shape (m,).
+        relevance: Fused scores, or what a reranker made of them, float64, shape (m,).
         reader: Where more about them is read, when it is asked for.
+        fused: Fused scores where the relevance is a reranker's; None where it is not.
     """
 
-    def __init__(self, rows: Integers, relevance: Reals, reader: Reader) -> None:
+    def __init__(self, rows: Integers, relevance: Reals, reader: Reader, fused: Reals | None = None) -> None:
         self.rows = rows
         self.relevance = relevance
         self.reader = reader
+        self.fused = relevance if fused is None else fused
+        self.reranked = fused is not None
 
     def __len__(self) -> int:
         """How many there are."""
@@ -89,11 +92,11 @@ class Candidates:
         return [example.labels for example in self.examples]
 
     def on_one_scale(self, scaling: Scaling) -> tuple[Reals, Scaling]:
-        """Relevance that may be set against cosines: cosines as they are, or fused scores to be mapped to 0 … 1.
+        """Relevance that may be set against cosines: cosines as they are, or relevance to be mapped to 0 … 1.
 
-        A query without direction has no cosines; its fused scores are taken then.
+        A query without direction has no cosines, and a reranker knows better: relevance is taken then.
         """
-        if scaling == "raw" and self.reader.query_vector.any():
+        if scaling == "raw" and not self.reranked and self.reader.query_vector.any():
             return self.cosines, "raw"
         return self.relevance, "min-max"
 
@@ -127,6 +130,7 @@ class Strategy:
         shuffled_by: From settings and the query's id to the text that seeds a random order of the candidates; None
             where they come by relevance.
         blind: Whether it does without a query, so that it can choose a block that all queries share.
+        ranked: Whether it matters how relevant a candidate is, and not only that it is one.
     """
 
     pick: Callable[[Candidates, int, Any], Picks]
@@ -134,3 +138,4 @@ class Strategy:
     depth: Callable[[int, int, Any], int] = several
     shuffled_by: Callable[[Any, str], str | None] = by_relevance_order
     blind: bool = False
+    ranked: bool = True

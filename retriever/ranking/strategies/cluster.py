@@ -141,4 +141,4 @@ def _pick(candidates: Candidates, k: int, options: ClusterOptions) -> Picks:
     )
 
 
-CLUSTER = Strategy(pick=_pick, options=ClusterOptions, blind=True)
+CLUSTER = Strategy(pick=_pick, options=ClusterOptions, blind=True, ranked=False)

@@ -25,4 +25,4 @@ def named(candidates: Candidates, k: int, options: FixedOptions) -> Picks:
     return picks(range(count), [0.0] * count, [NONE] * count)
 
 
-FIXED = Strategy(pick=named, options=FixedOptions, depth=lambda k, candidates, options: k, blind=True)
+FIXED = Strategy(pick=named, options=FixedOptions, depth=lambda k, candidates, options: k, blind=True, ranked=False)

@@ -155,4 +155,4 @@ def _pick(candidates: Candidates, k: int, options: SiftOptions) -> Sifted:
     return sift(candidates.reader.query_vector, candidates.vectors, k, noise=options.noise, stop=options)
 
 
-SIFT = Strategy(pick=_pick, options=SiftOptions)
+SIFT = Strategy(pick=_pick, options=SiftOptions, ranked=False)
