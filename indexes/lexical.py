@@ -12,6 +12,7 @@ CIKM 2011 (plus); Kamphuis et al., "Which BM25 do you mean?", ECIR 2020 (lucene,
 from __future__ import annotations
 
 import math
+import threading
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -187,8 +188,11 @@ class LexicalIndex(Protocol):
         """The score of every row for the terms of a query; shape (rows,). Scores of removed rows mean nothing."""
 
 
-_MOST_KEPT = 8_000_000
-"""Postings whose parts of the score are kept, of the terms that were asked for: 128 MB."""
+_MOST_KEPT = 128 << 20
+"""Bytes of postings that are kept of the terms that were asked for."""
+
+_TERM_BYTES = 500
+"""What a term takes beside its postings: measured at 440, rounded up."""
 
 
 @dataclass(frozen=True)
@@ -229,10 +233,10 @@ class BM25Index:
         mean = total / self._documents if self._documents and total else 1.0
         self._norms = 1.0 - self.settings.b + self.settings.b * (lengths / mean)
         self._idf_floor = self._mean_idf() * self.settings.epsilon if self.settings.variant == "okapi" else 0.0
-        # Queries share most of their postings: those of frequent terms. Replaced as a whole when it is full, so that
-        # threads need no lock.
+        # Queries share most of their postings: those of frequent terms. Replaced as a whole when it is full.
         self._terms: dict[str, _Term] = {}
         self._kept = 0
+        self._keeping = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._norms)
@@ -264,10 +268,12 @@ class BM25Index:
         rows = np.concatenate([segment.rows[span] + start for segment, span, start in runs])
         counts = np.concatenate([segment.counts[span] for segment, span, _ in runs]).astype(np.float64)
         found = _Term(rows, self._idf(containing) * self._tf(counts, self._norms[rows]))
-        if self._kept + len(rows) > _MOST_KEPT:
-            self._terms, self._kept = {}, 0
-        self._terms[term] = found
-        self._kept += len(rows)
+        size = found.rows.nbytes + found.weights.nbytes + _TERM_BYTES
+        with self._keeping:
+            if self._kept + size > _MOST_KEPT:
+                self._terms, self._kept = {}, 0
+            self._terms[term] = found
+            self._kept += size
         return found
 
     def _containing(self, term: str) -> int:

@@ -17,6 +17,7 @@ from indexes.arrays import npy
 from indexes.current import Current
 from indexes.dense import AnnIndex, DenseIndex, Segment
 from indexes.files import Buffer
+from indexes.generation import Manifest
 from indexes.hybrid import HybridIndex, Query
 from indexes.lexical import BM25Index, Postings, RankBM25Index
 from indexes.vocabulary import Vocabulary
@@ -37,7 +38,7 @@ from retriever.token_storage import TextTokens, token_files
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
 
-ABOUT = ("settings", "embedder", "fusion", "recipe")
+_ABOUT = ("settings", "embedder", "fusion", "recipe")
 
 _ENCODE_BLOCK = 512
 
@@ -200,13 +201,18 @@ class Published:
 def about_index(
     settings: IndexSettings, embedder: StoredEmbedder, calibration: Calibration, recipe: Mapping[str, Json]
 ) -> dict[str, object]:
-    """What the manifest says of how an index is built, by the names in `ABOUT`: enough to build it from its pool."""
+    """What the manifest says of how an index is built: enough to build it again from its pool."""
     return {
         "settings": settings.to_dict(),
         "embedder": dict(embedder.manifest),
         "fusion": calibration.to_dict(),
         "recipe": dict(recipe),
     }
+
+
+def about_of(manifest: Manifest) -> dict[str, object]:
+    """The same from a manifest; one from before there were recipes has none, which means the defaults."""
+    return {name: manifest.get(name, {}) for name in _ABOUT}
 
 
 def _weight(

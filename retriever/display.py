@@ -66,6 +66,7 @@ def show_prompt(prompt: Prompt, selection: Selection, *, explain: bool) -> None:
 
 def show_selection(selection: Selection, *, explain: bool) -> None:
     """The demonstrations as a table; explained, why each was chosen, and what was left out."""
+    reranked = any("rerank" in demonstration.channels for demonstration in selection)
     listed = table(
         [
             {
@@ -73,6 +74,7 @@ def show_selection(selection: Selection, *, explain: bool) -> None:
                 "score": f"{d.score:.3f}",
                 "dense": _number(d.channels, "dense"),
                 "lexical": _number(d.channels, "lexical"),
+                **({"rerank": _number(d.channels, "rerank")} if reranked else {}),
                 "id": printable(d.example.id, width=24),
                 "example": _shown(d.example),
             }

@@ -25,6 +25,7 @@ from retriever.formats import open_writer, writer_format
 from retriever.partial import open_partial
 from retriever.prompting import BatchSettings, Template, anthropic_batch, load_counter, load_template, openai_batch
 from retriever.prompts import PromptOptions
+from retriever.ranking.cross_encoder import reranker_identity
 from retriever.ranking.recipe import Recipe
 from retriever.retriever import Retriever, log_note
 from retriever.selection import Selection
@@ -147,6 +148,8 @@ def made_from(retriever: Retriever, settings: ExportSettings) -> dict[str, Json]
         "recipe": recipe.to_dict(),
         "index": _index(retriever),
     }
+    if recipe.rerank.model is not None:
+        made["reranker"] = reranker_identity(recipe.rerank.model)
     if settings.form != "demos":
         made["template"] = asdict(template if isinstance(template, Template) else load_template(template))
         made["prompt"] = {

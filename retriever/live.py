@@ -11,7 +11,7 @@ import numpy as np
 
 from retriever import writing
 from retriever.embedders import EmbedderSource
-from retriever.errors import IndexCorrupt, StorageError
+from retriever.errors import IndexCorrupt, RetrieverError
 from retriever.example import Example
 from retriever.opening import open_pool, open_snapshot, read_current
 from retriever.query_encoder import QueryEncoder
@@ -122,8 +122,8 @@ class LiveIndex:
         if newest.changed > COMPACT_AFTER:
             try:
                 self.compact(session)
-            except StorageError as error:
-                # The change itself is done and durable.
+            except RetrieverError as error:
+                # The change itself is done and durable; an embedder may be needed for its tokens and not be there.
                 self._note(f"the changes could not be folded into a new generation; the next one tries again: {error}")
 
     def compact(self, session: writing.Session, recipe: Recipe | None = None) -> None:

@@ -61,7 +61,7 @@ RECIPE: Mapping[str, object] = {
     "where": _option(str | None, "--where", help="Filter, e.g. 'language == \"en\"'.", panel=_SELECTION),
     "match": _option(list[str] | None, "--match", help="FIELD must be as in the query.", panel=_SELECTION),
     "exclude": _option(list[str] | None, "--exclude", help="ID that must not be chosen.", panel=_SELECTION),
-    "rerank": _option(str | None, "--rerank", help="maxsim, or cross-encoder:MODEL.", panel=_SELECTION),
+    "rerank": _option(str | None, "--rerank", help="maxsim, cross-encoder:MODEL or none.", panel=_SELECTION),
     "strategy": _option(str | None, "--strategy", help="How to choose (top); see recipe list.", panel=_SELECTION),
     "option": _option(list[str] | None, "--option", help="NAME=VALUE for the strategy.", panel=_SELECTION),
     "candidates": _option(int | None, "--candidates", help="How many it weighs (100).", panel=_SELECTION),
@@ -151,9 +151,20 @@ def _left_out(value: object) -> bool:
     return value is None or value is False or value == []
 
 
+# How an option says that something in the recipe is not to be.
+_OFF: Mapping[tuple[str, str], object] = {
+    ("rerank", "none"): None,
+    ("where", ""): None,
+    ("group", ""): None,
+    ("fixed", "['']"): [],
+    ("exclude", "['']"): [],
+    ("match", "['']"): [],
+}
+
+
 def recipe_options(recipe: Mapping[str, object]) -> Options:
     """The group `RECIPE` as keyword arguments of `Retriever.select`."""
-    options = dict(recipe)
+    options: dict[str, object] = {name: _OFF.get((name, str(value)), value) for name, value in recipe.items()}
     if "option" in options:
         options["options"] = settings_of(cast("list[str]", options.pop("option")))
     return cast("Options", options)

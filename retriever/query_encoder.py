@@ -21,7 +21,7 @@ from retriever.embedders import (
     same_space,
 )
 from retriever.embedders.base import encode_tokens, token_embedder
-from retriever.errors import Incompatible
+from retriever.errors import Incompatible, InvalidInput
 from retriever.stored_embedder import LATENT, StoredEmbedder
 from retriever.token_storage import TextTokens, token_ids, tokens_of
 
@@ -52,7 +52,8 @@ class QueryEncoder:
     def __init__(self, stored: StoredEmbedder, given: EmbedderSource | None, note: Callable[[str], None]) -> None:
         self.stored = stored
         self._prompts = stored.prompts
-        self._given = given
+        # The word means the same as settings that name nothing.
+        self._given = EmbedderSettings() if isinstance(given, str) and given == "auto" else given
         self._note = note
         self._lock = threading.Lock()
         self._loaded: Embedder | None = None
@@ -98,18 +99,33 @@ class QueryEncoder:
         """
         return list(tokens_of(self.embedder, texts, self._prompts.example))
 
+    def example_token_ids(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+        """The ids of the tokens of examples' key texts; nothing is embedded.
+
+        Raises:
+            InvalidInput: The embedder has no token vectors.
+        """
+        return list(token_ids(token_embedder(self.embedder), texts, self._prompts.example)) if texts else []
+
     def _load(self) -> Embedder:
+        if isinstance(self._given, EmbedderSettings) and self._given.name == "auto":
+            return self._stored_one(self._given)
         if self._asks_for_latent():
             if not self.stored.is_latent:
                 raise Incompatible(f"embedder {LATENT}", expected=f"{self.stored.name}, which built the index")
             return self.stored.latent()
-        if isinstance(self._given, EmbedderSettings) and self._given.name == "auto":
-            # The index's own, run in another way: on another device, by another engine.
-            other = {f.name: value for f in fields(self._given) if (value := getattr(self._given, f.name)) is not None}
-            return load_embedder(
-                replace(self.stored.source, **{**other, "name": self.stored.source.name}), note=self._note
-            )
         return load_embedder(self.stored.source if self._given is None else self._given, note=self._note)
+
+    def _stored_one(self, asked: EmbedderSettings) -> Embedder:
+        """The index's own, run in another way: on another device, by another engine."""
+        other = {
+            f.name: value for f in fields(asked) if f.name != "name" and (value := getattr(asked, f.name)) is not None
+        }
+        if not self.stored.is_latent:
+            return load_embedder(replace(self.stored.source, **other), note=self._note)
+        if other:
+            raise InvalidInput(f"embedder {LATENT} does not use {', '.join(sorted(other))}", fix="leave it out")
+        return self.stored.latent()
 
     def _asks_for_latent(self) -> bool:
         """Whether the embedder is the one that was fitted on the pool, which only the index holds."""

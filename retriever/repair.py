@@ -14,7 +14,7 @@ from indexes import files
 from indexes import generation as generations
 from indexes.current import Current
 from indexes.generation import Manifest
-from retriever.build import ABOUT, Progress, publish
+from retriever.build import Progress, about_of, publish
 from retriever.embedders import Embedder, EmbedderSource
 from retriever.errors import EmbedderError, Incompatible, IndexCorrupt, IndexMissing
 from retriever.evaluation.calibration import Calibration
@@ -150,12 +150,12 @@ def _about(root: Path, pool: Pool, current: Current | None) -> Mapping[str, obje
     if current is not None:
         with contextlib.suppress(IndexCorrupt):
             manifest = generations.read_manifest(root, current.generation, current.manifest)
-            return {part: manifest[part] for part in ABOUT}
+            return about_of(manifest)
     if about := pool.about():
         return about
     if not manifests:
         raise IndexCorrupt(root, "neither a manifest nor the pool tells how it was built", fix="build it again")
-    return {part: manifests[0][part] for part in ABOUT}
+    return about_of(manifests[0])
 
 
 @dataclass(frozen=True)

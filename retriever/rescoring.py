@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from indexes.late_interaction import Reals, TokenVectors, maxsim, recall
+from indexes.late_interaction import Reals, TokenVectors, inverse_frequencies, maxsim, recall
 from retriever.errors import InvalidInput
 from retriever.example import Example
 from retriever.query_encoder import QueryEncoder
@@ -84,16 +85,35 @@ class Rescorer:
         return recall(tokens.vectors, self._tokens(rows, tokens.vectors.shape[1]))
 
     def _idf(self, ids: NDArray[np.int64]) -> Reals:
+        """The idf of the query's tokens over the examples of this view; see `inverse_frequencies`."""
+        containing = self._containing
+        known = ids < len(containing)
+        counts = np.zeros(len(ids), dtype=np.int64)  # of a token that no example has
+        counts[known] = containing[ids[known]]
+        return inverse_frequencies(counts, len(self._snapshot))
+
+    @cached_property
+    def _containing(self) -> NDArray[np.int64]:
+        """How many examples of this view contain each token id: those of the generation, and what changed since."""
         stored = self._snapshot.base.tokens
         if stored is None:
             raise InvalidInput(
                 "rerank.idf over an index without stored token vectors",
                 fix="build the index with them (--token-vectors), or leave idf out",
             )
-        known = ids < len(stored.idf)
-        idf = np.full(len(ids), np.log(1.0 + len(stored)))  # of a token that no row has
-        idf[known] = stored.idf[ids[known]]
-        return idf
+        rows = np.arange(len(stored), len(self._snapshot.rows))
+        added = [row for row in rows.tolist() if row not in self._snapshot.removed]
+        gone = [row for row in self._snapshot.removed if row < len(stored)]
+        texts = self._texts(np.array(added, dtype=np.int64))
+        more = [np.unique(ids) for ids in self._shared.encoder.example_token_ids(texts)]
+        size = max([len(stored.containing), *(int(ids.max(initial=-1)) + 1 for ids in more)])
+        counts = np.zeros(size, dtype=np.int64)
+        counts[: len(stored.containing)] = stored.containing
+        for ids in more:
+            counts[ids] += 1
+        for row in gone:
+            counts[np.unique(stored.text(row).ids)] -= 1
+        return counts
 
     def _texts(self, rows: Rows) -> list[str]:
         return [self._snapshot.key.text(example) for example in self._snapshot.examples(rows)]

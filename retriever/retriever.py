@@ -17,7 +17,7 @@ from retriever import writing
 from retriever.build import Progress
 from retriever.embedders import EmbedderSource
 from retriever.embedders.base import unit_rows
-from retriever.errors import InvalidInput
+from retriever.errors import Incompatible, InvalidInput
 from retriever.example import Example, Json, as_query
 from retriever.formats import BadRow, BadRowLog, Fields, Limits, Source, read_examples
 from retriever.keys import Key
@@ -27,6 +27,7 @@ from retriever.prompting import Prompt
 from retriever.prompts import PromptOptions, prompt_for
 from retriever.ranking.recipe import Options, Recipe
 from retriever.selection import Selection
+from retriever.selector import Selector
 from retriever.settings import IndexSettings
 from retriever.snapshot import Snapshot
 
@@ -44,6 +45,37 @@ def log_note(line: str) -> None:
 
 def _silent(stage: str, done: int, total: int) -> None:
     """No progress is shown unless it is asked for."""
+
+
+def check_k(recipe: Recipe, limits: Limits) -> None:
+    """Refuses more demonstrations than the limit.
+
+    Raises:
+        InvalidInput: There are.
+    """
+    if recipe.select.k > limits.k:
+        raise InvalidInput(
+            f"select.k = {recipe.select.k:,}",
+            expected=f"at most {limits.k:,}",
+            fix="raise the limit k if it is meant",
+        )
+
+
+def check_default(recipe: Recipe, limits: Limits, settings: IndexSettings) -> None:
+    """Refuses a default recipe with which no later selection would work.
+
+    Raises:
+        InvalidInput: k is over the limit, it asks for an idf that the index does not have, or it names a model.
+    """
+    check_k(recipe, limits)
+    if recipe.rerank.idf and not settings.token_vectors:
+        raise InvalidInput("a default recipe with rerank.idf = true", expected="an index built with token vectors")
+    if recipe.rerank.model is not None:
+        raise InvalidInput(
+            f"a default recipe with rerank.by = {recipe.rerank.by!r}",
+            expected="a recipe that names no model: an index may come from anybody",
+            fix="name the model with each selection: rerank=, --rerank",
+        )
 
 
 @dataclass(frozen=True)
@@ -165,9 +197,9 @@ class Retriever:
                 on_bad=_both(sink, on_bad),
             )
 
-        asked = writing.BuildSettings(
-            index, embedder, weight, strict, overwrite, bounds.rows, max_memory, Recipe.of(recipe)
-        )
+        default = Recipe.of(recipe)
+        check_default(default, bounds, index)
+        asked = writing.BuildSettings(index, embedder, weight, strict, overwrite, bounds.rows, max_memory, default)
         tell = writing.Told(note, progress, on_plan)
         used = writing.build_index(Path(path), read, asked, log=log, tell=tell)
         if log.count and on_bad is None:
@@ -246,7 +278,8 @@ class Retriever:
             InvalidInput: A query, recipe or option that cannot be used.
         """
         vectors = None if vector is None else unit_rows(np.asarray(vector).reshape(1, -1))
-        return self._live.selector.select([as_query(query)], self._recipe(recipe, options), vectors)[0]
+        selector = self._live.selector
+        return selector.select([as_query(query)], self._recipe(selector, recipe, options), vectors)[0]
 
     def select_many(
         self, queries: Iterable[QueryLike], *, recipe: RecipeLike = None, **options: Unpack[Options]
@@ -260,19 +293,22 @@ class Retriever:
             recipe: As for `select`.
             **options: As for `select`.
         """
-        settings = self._recipe(recipe, options)
         selector = self._live.selector
+        settings = self._recipe(selector, recipe, options)
         remaining = iter(queries)
         while block := [as_query(query) for query in islice(remaining, selector.block)]:
             yield from selector.select(block, settings)
 
-    def _recipe(self, recipe: RecipeLike, options: Options) -> Recipe:
-        chosen = (self.recipe if recipe is None else Recipe.of(recipe)).with_options(options)
-        if chosen.select.k > self._limits.k:
-            raise InvalidInput(
-                f"select.k = {chosen.select.k:,}",
-                expected=f"at most {self._limits.k:,}",
-                fix="raise the limit k if it is meant",
+    def _recipe(self, selector: Selector, recipe: RecipeLike, options: Options) -> Recipe:
+        """The recipe that the caller gives, or that of the view that answers, with single keys changed."""
+        chosen = selector.recipe if recipe is None else Recipe.of(recipe)
+        chosen = chosen.with_options(options)
+        check_k(chosen, self._limits)
+        if recipe is None and "rerank" not in options and chosen.rerank.model is not None:
+            # An index may come from anybody; it names no model that a caller with an embedder of his own would load.
+            raise Incompatible(
+                f"the index's recipe names the model {chosen.rerank.model}, which the caller has not named",
+                fix=f"pass rerank={chosen.rerank.by!r} if it is to be trusted (--rerank), or a recipe of your own",
             )
         return chosen
 
@@ -355,7 +391,7 @@ class Retriever:
             "added_since": len(self.snapshot.tail),
             "removed_since": len(self.snapshot.removed),
             "bytes": size,
-            **{name: cast(Json, manifest[name]) for name in _SHOWN},
+            **{name: cast(Json, manifest[name]) for name in _SHOWN if name in manifest},
         }
 
     # Writing
@@ -451,7 +487,7 @@ class Retriever:
     def compact(self) -> str:
         """Folds all changes since the last generation into a new one; by itself it happens after 1,000.
 
-        Nothing is embedded, and no answer changes.
+        No answer changes. Nothing is embedded but the tokens of added texts, where the index stores tokens.
 
         Returns:
             The generation that answers now; the same as before when there was nothing to fold.
@@ -468,7 +504,7 @@ class Retriever:
     def set_recipe(self, recipe: RecipeLike) -> str:
         """Makes a recipe the index's default, for every process that opens it from now on; durable when it returns.
 
-        A generation is published, with all changes folded in. Nothing is embedded.
+        A generation is published, with all changes folded in, as by `compact`.
 
         Args:
             recipe: As for `select`; None for the defaults.
@@ -482,7 +518,10 @@ class Retriever:
             StorageError: The operating system refuses; `OutOfSpace` when the disk has no room.
         """
         chosen = Recipe.of(recipe)
+        check_default(chosen, self._limits, self.snapshot.base.settings)
         with self._live.session() as session:
+            if chosen.select.fixed:
+                self._live.selector.check_ids(chosen.select.fixed)
             self._live.compact(session, chosen)
         return self.generation
 

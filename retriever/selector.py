@@ -137,6 +137,14 @@ class Selector:
         places = self.snapshot.places_of([query.id for query in queries])
         return [places.get(query.id) for query in queries]
 
+    def check_ids(self, ids: Sequence[str]) -> None:
+        """Refuses ids of examples that are not in the pool.
+
+        Raises:
+            InvalidInput: There is one.
+        """
+        self._named(ids)
+
     def _named(self, ids: Sequence[str]) -> Rows:
         """The rows of examples by their ids, once each.
 

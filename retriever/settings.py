@@ -57,13 +57,13 @@ class IndexSettings:
 
     @classmethod
     def from_manifest(cls, stored: object) -> IndexSettings:
-        """From what `to_dict` gave.
+        """From what `to_dict` gave; a setting that did not exist then has its default.
 
         Raises:
             InvalidInput: It is not that.
         """
         names = {f.name for f in fields(cls)}
-        if not isinstance(stored, Mapping) or set(stored) != names:
+        if not isinstance(stored, Mapping) or not names.issuperset(stored):
             raise InvalidInput(f"stored settings {stored!r}", expected=f"the keys {', '.join(sorted(names))}")
         return cls(**stored)
 

@@ -148,7 +148,7 @@ def _parse(generation: Generation) -> Base:
         pool_revision(manifest),
         int(pool["last_row"]),
         Calibration.from_dict(manifest["fusion"]).weight,
-        dict(manifest["recipe"]),  # type: ignore[call-overload]
+        dict(manifest.get("recipe", {})),  # type: ignore[call-overload]
     )
 
 

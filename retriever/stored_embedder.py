@@ -81,7 +81,10 @@ class StoredEmbedder:
 
     @property
     def space(self) -> str:
-        """What tells the vectors of its examples from those of any other: equal only when they are bit for bit."""
+        """What tells the vectors of its examples from those of any other.
+
+        Of one engine they are equal to the bit; what another engine has added since the build is so to rounding only.
+        """
         facts = [self.name, self.manifest["engine"], self.fingerprint, asdict(self.prompts)]
         return json.dumps(facts, sort_keys=True)
 

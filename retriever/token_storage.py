@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from indexes.arrays import npy
 from indexes.files import Buffer
 from indexes.generation import Generation
-from indexes.late_interaction import Reals, TokenVectors, inverse_frequencies
+from indexes.late_interaction import TokenVectors
 from retriever.embedders import Embedder
 from retriever.embedders.base import TokenEmbedder, encode_tokens, sendable, token_embedder
 from retriever.errors import IndexCorrupt, InvalidInput
@@ -65,10 +65,11 @@ class StoredTokens:
         return TextTokens(self.vectors.vectors[start:stop], self.ids[start:stop])  # type: ignore[arg-type]
 
     @cached_property
-    def idf(self) -> Reals:
-        """The idf of each token id that some row has; see `inverse_frequencies`."""
-        rows = (self.text(row).ids.astype(np.int64) for row in range(len(self)))
-        return inverse_frequencies(rows, int(self.ids.max(initial=-1)) + 1)
+    def containing(self) -> NDArray[np.int64]:
+        """How many rows contain each token id, shape (largest id + 1,)."""
+        rows = np.repeat(np.arange(len(self)), np.diff(self.vectors.offsets))
+        distinct = np.unique(np.stack([rows, self.ids.astype(np.int64)]), axis=1)
+        return np.bincount(distinct[1], minlength=int(self.ids.max(initial=-1)) + 1)
 
 
 def predicted_bytes(embedder: Embedder, texts: Sequence[str], number: NDArray[np.int64], *, prefix: str = "") -> int:

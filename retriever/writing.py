@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from indexes import files
 from indexes import generation as generations
 from indexes.current import Current, current_path, point
-from retriever.build import ABOUT, Progress, Published, Texts, publish
+from retriever.build import Progress, Published, Texts, about_of, publish
 from retriever.embedders import Embedder, EmbedderSettings, EmbedderSource, load_embedder, prompts_of
 from retriever.errors import BadRows, IndexMissing, InvalidInput, OutOfSpace
 from retriever.evaluation.calibration import Calibration
@@ -94,7 +94,7 @@ def _settled(root: Path, pool: Pool, *, create: bool) -> Session:
         pool.settle(Revision(), {})
     else:
         manifest = generations.read_manifest(root, current.generation, current.manifest)
-        pool.settle(Revision(current.revision, current.chain), {name: manifest[name] for name in ABOUT})
+        pool.settle(Revision(current.revision, current.chain), about_of(manifest))
     return Session(root, pool, current)
 
 
@@ -267,7 +267,11 @@ class _Reused:
             present = [(indexed.key.text(example), place) for place, example in indexed.present()]
             vectors = indexed.index.dense.vectors(np.array([place for _, place in present], dtype=np.int64))
             self._vectors = dict(zip((text for text, _ in present), vectors, strict=True))
-            self._places = {text: place for text, place in present if place < len(indexed.base.rows)}
+            # What was removed since the generation may be back under another row, with the same text.
+            gone = [place for place in indexed.removed if place < len(indexed.base.rows)]
+            removed = [indexed.key.text(example) for example in indexed.examples(gone)]
+            kept = [(text, place) for text, place in present if place < len(indexed.base.rows)]
+            self._places = dict([*zip(removed, gone, strict=True), *kept])
 
     def get(self, text: str) -> NDArray[np.float32] | None:
         vector = self._vectors.get(text)
@@ -343,7 +347,7 @@ def compact(
 ) -> None:
     """Publishes a generation that holds all that the newest snapshot shows.
 
-    Every vector is in the snapshot, so nothing is embedded but the tokens of what was added, where they are stored.
+    Every vector is in the snapshot, so nothing is embedded but the tokens of added texts, where tokens are stored.
 
     Args:
         session: The writer.

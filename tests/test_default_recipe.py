@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import threading
 
 import pytest
 from typer.testing import CliRunner
@@ -11,7 +13,7 @@ from cli import app
 from indexes import generation as generations
 from indexes.current import read_current
 from retriever import Recipe, Retriever
-from retriever.errors import InvalidInput
+from retriever.errors import Incompatible, InvalidInput
 from retriever.export import ExportSettings, export, made_from
 from retriever.repair import repair
 from tests.support import build, embed, fail
@@ -105,6 +107,81 @@ def test_one_that_names_a_strategy_which_is_not_installed_is_refused_only_when_i
         assert retriever.select("late refund").ids[0] == "new"
 
 
+def test_a_default_that_no_selection_could_go_by_is_refused_when_it_is_stored(path, tmp_path):
+    with opened(path) as retriever:
+        for recipe, message in (
+            ({"select": {"k": 10_001}}, r"select\.k = 10,001; expected at most 10,000"),
+            ({"rerank": {"by": "maxsim", "idf": True}}, "an index built with token vectors"),
+            ({"rerank": {"by": "cross-encoder:some/model"}}, "an index may come from anybody"),
+            ({"select": {"fixed": ["nobody"]}}, "fixed example 'nobody'"),
+        ):
+            with pytest.raises(InvalidInput, match=message):
+                retriever.set_recipe(recipe)
+        assert retriever.recipe == Recipe.of(MMR)
+    with pytest.raises(InvalidInput, match=r"select\.k = 10,001"):
+        build(ROWS, tmp_path / "j", recipe={"select": {"k": 10_001}})
+    assert not (tmp_path / "j").exists()
+
+
+def test_a_model_that_only_an_index_names_is_not_loaded(path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("retriever.retriever.check_default", lambda *args: None)
+        with opened(path) as retriever:
+            retriever.set_recipe({"rerank": {"by": "cross-encoder:evil/model"}})
+    monkeypatch.setattr("retriever.rescoring.CrossEncoderScorer.load", lambda name: pytest.fail(f"loaded {name}"))
+    with opened(path) as retriever:
+        with pytest.raises(Incompatible, match="names the model evil/model, which the caller has not named"):
+            retriever.select("card refund")
+        assert len(retriever.select("card refund", rerank=None)) == 8
+        assert len(retriever.select("card refund", recipe={})) == 8
+
+
+def test_an_index_from_before_there_were_recipes_has_the_defaults(path):
+    current = read_current(path)
+    generation = generations.open_current(path, current)
+    content = {name: [bytes(buffer)] for name, buffer in generation.buffers.items()}
+    about = {name: generation.manifest[name] for name in ("created_by", "pool", "settings", "embedder", "fusion")}
+    about["settings"] = {key: value for key, value in about["settings"].items() if key != "token_vectors"}
+    generations.publish(path, content, about, revision=current.revision, chain=current.chain)
+    generation.close()
+    with opened(path) as retriever:
+        assert retriever.recipe == Recipe()
+        assert "recipe" not in retriever.info()
+        retriever.add({"id": "new", "input": "late refund", "output": "o"})
+    target = path / "gen-000002" / "lengths.npy"
+    target.write_bytes(target.read_bytes()[:-1])
+    repair(path, embedder=embed, note=fail)
+    with opened(path) as retriever:
+        assert retriever.recipe == Recipe()
+
+
+def test_a_selection_is_of_one_view_while_the_recipe_changes(path):
+    seen: dict[str, set[int]] = {}
+    with opened(path) as retriever:
+        done = threading.Event()
+
+        def ask() -> None:
+            while not done.is_set():
+                found = retriever.select("card refund")
+                seen.setdefault(found.generation, set()).add(found.recipe.select.k)
+
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(1e-5)
+        try:
+            for thread in threads:
+                thread.start()
+            for number in range(20):
+                retriever.set_recipe({"select": {"k": number % 5 + 1}})
+        finally:
+            done.set()
+            for thread in threads:
+                thread.join()
+            sys.setswitchinterval(before)
+    assert len(seen) > 1
+    assert {len(ks) for ks in seen.values()} == {1}
+
+
 def run(*arguments: object) -> str:
     done = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert done.exit_code == 0, done.output
@@ -122,6 +199,11 @@ def test_the_command_line_builds_with_it_shows_it_and_sets_it(tmp_path):
     assert json.loads(run("recipe", "set", index, recipe, "--json")) == {"generation": "gen-000002"}
     assert len(json.loads(run("select", index, "card refund", "--json"))["demonstrations"]) == 2
     assert json.loads(run("info", index, "--json"))["recipe"]["select"]["k"] == 2
+    recipe.write_text('[filter]\nwhere = "meta.x == 1"\n[select]\nfixed = ["r1"]\nstrategy = "fixed"\n')
+    run("recipe", "set", index, recipe)
+    assert json.loads(run("select", index, "card refund", "--json"))["demonstrations"] == []
+    off = ("--where", "", "--fixed", "", "--strategy", "top", "--rerank", "none")
+    assert len(json.loads(run("select", index, "card refund", *off, "--json"))["demonstrations"]) == 8
     both = CliRunner().invoke(app, ["recipe", "show", "--index", str(index), "--recipe", str(recipe)])
     assert both.exit_code == 2
     assert "both --index and --recipe" in both.output

@@ -233,3 +233,16 @@ def test_a_select_from_the_command_line_imports_no_torch_and_notes_nothing_for_a
     assert imported == "[]"
     # ONNX Runtime's own notes on every run, which it would send to its maker, are off.
     assert [path.name for path in cache.parent.iterdir()] == ["demonstration-retriever"]
+
+
+def test_auto_means_the_embedder_of_the_index_whatever_that_is(folder, cache, tmp_path):
+    rows = [{"id": str(i), "input": text, "output": "o"} for i, text in enumerate(TEXTS)]
+    Retriever.build(rows, tmp_path / "latent", embedder="latent", note=fail, weight=0.5).close()
+    for given in ("auto", EmbedderSettings()):
+        with Retriever.open(tmp_path / "latent", embedder=given, note=fail) as opened:
+            assert len(opened.select("my card")) == 6
+    with pytest.raises(InvalidInput, match="latent-semantic does not use device"):
+        Retriever.open(tmp_path / "latent", embedder=EmbedderSettings(device="cpu"), note=fail)
+    Retriever.build(rows, tmp_path / "own", embedder=str(folder), note=fail, weight=0.5).close()
+    with Retriever.open(tmp_path / "own", embedder="auto", note=fail) as opened:
+        assert len(opened.select("my card")) == 6

@@ -7,7 +7,7 @@ import pytest
 
 from indexes import generation as generations
 from indexes.current import read_current
-from retriever import IndexSettings, Retriever
+from retriever import IndexSettings, Recipe, Retriever
 from retriever.errors import EmbedderError, InvalidInput
 from retriever.plan import BuildPlan
 from retriever.repair import repair
@@ -221,3 +221,67 @@ def test_a_cross_encoder_that_is_not_there_is_named(tmp_path):
         pytest.raises(EmbedderError, match="no model folder"),
     ):
         retriever.select(QUERY, rerank=f"cross-encoder:{tmp_path}/nothing")
+
+
+# --- what changes bring -----------------------------------------------------------------------------------------------
+
+IDF = {"rerank": {"by": "maxsim", "idf": True}}
+
+
+def reranked(retriever: Retriever, query: str) -> dict[str, float]:
+    return {one.example.id: one.channels["rerank"] for one in retriever.select(query, k=99, recipe=IDF)}
+
+
+def test_idf_counts_what_was_added_and_not_what_was_removed(tmp_path):
+    new = [{"id": f"n{i}", "input": "card card rain", "output": "o"} for i in range(8)]
+    rows = [*(row for row in POOL if row["id"] != "d"), *new]
+    made(tmp_path / "rebuilt", Words(), stored=True, rows=rows).close()
+    words = Words()
+    with (
+        made(tmp_path / "i", words, stored=True) as retriever,
+        Retriever.open(tmp_path / "rebuilt", embedder=Words(), note=fail) as rebuilt,
+    ):
+        retriever.add(new)
+        retriever.remove("d")
+        grown = reranked(retriever, "lost card rain zebra")
+        assert grown == reranked(rebuilt, "lost card rain zebra")
+        retriever.compact()
+        assert reranked(retriever, "lost card rain zebra") == grown
+
+
+def test_tokens_of_a_text_that_did_not_change_are_not_embedded_again(tmp_path):
+    words = Words()
+    with made(tmp_path / "i", words, stored=True) as retriever:
+        words.asked.clear()
+        retriever.update([{**row, "output": "new"} for row in POOL])
+        retriever.compact()
+    assert words.asked == []
+
+
+def test_a_change_is_done_even_where_its_compaction_lacks_the_embedder(tmp_path, monkeypatch):
+    made(tmp_path / "i", Words(), stored=True).close()
+    with Retriever.open(tmp_path / "i", embedder=Words(), note=fail) as retriever:
+        retriever.add({"id": "new", "input": "late rain", "output": "o"})
+    monkeypatch.setattr("retriever.live.COMPACT_AFTER", 1)
+    notes: list[str] = []
+    with Retriever.open(tmp_path / "i", note=notes.append) as retriever:
+        assert retriever.remove(["a", "b"]) == 2
+        assert len(retriever) == 4
+    assert "could not be folded" in notes[0]
+    assert "only its owner can bring" in notes[0]
+    with Retriever.open(tmp_path / "i", embedder=Words(), note=fail) as retriever:
+        assert len(retriever) == 4
+
+
+def test_another_model_under_the_same_name_is_another_export(tmp_path):
+    from retriever.export import ExportSettings, made_from
+
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    settings = ExportSettings(recipe=Recipe.of({"rerank": {"by": f"cross-encoder:{model}"}}))
+    with build(POOL, tmp_path / "i", weight=0.5) as retriever:
+        before = made_from(retriever, settings)
+        assert made_from(retriever, settings) == before
+        (model / "config.json").write_text("[]")
+        assert made_from(retriever, settings) != before

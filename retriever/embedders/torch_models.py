@@ -116,11 +116,14 @@ def hub_folder(name: str, revision: str | None) -> Path | None:
     from huggingface_hub.errors import HFValidationError
 
     repository = name if "/" in name else ORGANISATION + name
-    try:
-        found = try_to_load_from_cache(repository, "modules.json", revision=revision)
-    except HFValidationError:
-        return None  # no name of a repository; loading it says so
-    return Path(found).parent if isinstance(found, str) else None
+    for file in ("modules.json", "config.json"):  # a plain transformer has only the latter
+        try:
+            found = try_to_load_from_cache(repository, file, revision=revision)
+        except HFValidationError:
+            return None  # no name of a repository; loading it says so
+        if isinstance(found, str):
+            return Path(found).parent
+    return None
 
 
 def hub_answers(name: str, revision: str | None) -> bool:

@@ -16,6 +16,7 @@ from retriever.embedders.torch_models import (
     RUNNING,
     batches_of,
     hub_answers,
+    hub_folder,
     library,
     load_error,
     model_folder,
@@ -163,3 +164,20 @@ class CrossEncoderScorer:
             output = self._model(batch_to_device(tokens, self._model.device))["scores"]
         scores: NDArray[np.float32] = output.float().cpu().numpy().reshape(-1)
         return scores
+
+
+def reranker_identity(wanted: str) -> str:
+    """What tells a model from any other: its files, by hash; its name where it was not downloaded yet.
+
+    Args:
+        wanted: A name on the Hugging Face Hub, or a folder.
+    """
+    folder = model_folder(wanted) or hub_folder(wanted, None)
+    if folder is None:
+        return wanted
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(folder)}\x1f".encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
