@@ -90,8 +90,9 @@ class Segment:
 
     @classmethod
     def of(cls, vectors: Vectors) -> Segment:
-        """A run with its zero rows found."""
-        return cls(vectors, np.flatnonzero(~vectors.any(axis=1)))
+        """A run with its zero rows found; of most rows only the first component is looked at."""
+        maybe = np.flatnonzero(vectors[:, 0] == 0)
+        return cls(vectors, maybe[~vectors[maybe].any(axis=1)])
 
     def __len__(self) -> int:
         """How many rows."""

@@ -61,6 +61,12 @@ def test_a_zero_row_scores_no_direction_in_both_kinds_of_score():
     assert np.flatnonzero(approximate == -1).tolist() == [0, 7, 199]
 
 
+def test_zero_rows_are_told_from_rows_that_only_begin_with_a_zero():
+    vectors = np.array([[0, 1, 0], [0, 0, 0], [1, 0, 0], [-0.0, 0, 0], [0, 0, -1]], dtype=np.float32)
+    assert Segment.of(vectors).zero_rows.tolist() == [1, 3]
+    assert Segment.of(vectors[:0]).zero_rows.tolist() == []
+
+
 def test_a_zero_query_scores_no_direction_everywhere():
     assert exact_scores(POOL, ZERO).tolist() == [-1.0] * 200
     assert DenseIndex([Segment.of(POOL)]).scores(np.stack([ZERO, QUERIES[0]]))[0].tolist() == [-1.0] * 200
