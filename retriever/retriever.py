@@ -198,7 +198,8 @@ class Retriever:
             )
 
         default = Recipe.of(recipe)
-        check_default(default, bounds, index)
+        if recipe is not None:
+            check_default(default, bounds, index)
         asked = writing.BuildSettings(index, embedder, weight, strict, overwrite, bounds.rows, max_memory, default)
         tell = writing.Told(note, progress, on_plan)
         used = writing.build_index(Path(path), read, asked, log=log, tell=tell)
@@ -518,7 +519,8 @@ class Retriever:
             StorageError: The operating system refuses; `OutOfSpace` when the disk has no room.
         """
         chosen = Recipe.of(recipe)
-        check_default(chosen, self._limits, self.snapshot.base.settings)
+        if recipe is not None:
+            check_default(chosen, self._limits, self.snapshot.base.settings)
         with self._live.session() as session:
             if chosen.select.fixed:
                 self._live.selector.check_ids(chosen.select.fixed)
