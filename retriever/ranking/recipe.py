@@ -322,7 +322,8 @@ class Recipe:
             raise InvalidInput(
                 f"rerank.by = {self.rerank.by!r} with the strategy {self.select.strategy}, which does not ask how "
                 "relevant a candidate is",
-                expected="another strategy, no reranker, or rerank.depth above select.candidates",
+                expected="another strategy, no reranker"
+                + (", or rerank.depth above select.candidates" if names else ""),
             )
 
     @classmethod
