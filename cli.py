@@ -385,7 +385,7 @@ def export(
     retriever export tickets.index queries.jsonl -o demos.jsonl -k 4
     retriever export tickets.index queries.csv -o batch.jsonl --as openai-batch --model gpt-4o-mini
     """
-    from retriever import Fields, Recipe
+    from retriever import Fields
     from retriever.export import ExportSettings
     from retriever.export import export as write
     from retriever.formats import BadRowLog, read_queries
@@ -401,9 +401,7 @@ def export(
             log.raise_if_any()
 
     with _open(index, embedder, trust=trust, limits=limits) as retriever, progress() as shown:
-        chosen = (retriever.recipe if recipe_file is None else Recipe.of(recipe_file)).with_options(
-            recipe_options(recipe)
-        )
+        chosen = retriever.effective_recipe(recipe_file, **recipe_options(recipe))
         settings = ExportSettings(form, chosen, prompt_options_of(prompt_options), batch)
         found = read_queries(str(queries), fields=Fields(input=input, id=id), format=format, on_bad=on_bad)
         count = write(retriever, found, output_path, settings, resume=resume, note=note, progress=shown)

@@ -165,7 +165,7 @@ def made_from(retriever: Retriever, settings: ExportSettings) -> dict[str, Json]
 
 
 def _recipe(retriever: Retriever, settings: ExportSettings) -> Recipe:
-    return retriever.recipe if settings.recipe is None else settings.recipe
+    return retriever.effective_recipe(settings.recipe)
 
 
 def _index(retriever: Retriever) -> dict[str, Json]:

@@ -17,7 +17,7 @@ from retriever import writing
 from retriever.build import Progress
 from retriever.embedders import EmbedderSource
 from retriever.embedders.base import unit_rows
-from retriever.errors import Incompatible, InvalidInput
+from retriever.errors import InvalidInput
 from retriever.example import Example, Json, as_query
 from retriever.formats import BadRow, BadRowLog, Fields, Limits, Source, read_examples
 from retriever.keys import Key
@@ -26,13 +26,12 @@ from retriever.plan import BuildPlan
 from retriever.prompting import Prompt
 from retriever.prompts import PromptOptions, prompt_for
 from retriever.ranking.recipe import Options, Recipe
+from retriever.recipes import RecipeLike, check_default, effective
 from retriever.selection import Selection
-from retriever.selector import Selector
 from retriever.settings import IndexSettings
 from retriever.snapshot import Snapshot
 
 QueryLike: TypeAlias = "str | Mapping[str, Json] | Example"
-RecipeLike: TypeAlias = "Recipe | Mapping[str, Json] | str | Path | None"
 Note: TypeAlias = Callable[[str], None]
 
 _SHOWN = ("format", "created_by", "settings", "embedder", "fusion", "recipe")
@@ -45,37 +44,6 @@ def log_note(line: str) -> None:
 
 def _silent(stage: str, done: int, total: int) -> None:
     """No progress is shown unless it is asked for."""
-
-
-def check_k(recipe: Recipe, limits: Limits) -> None:
-    """Refuses more demonstrations than the limit.
-
-    Raises:
-        InvalidInput: There are.
-    """
-    if recipe.select.k > limits.k:
-        raise InvalidInput(
-            f"select.k = {recipe.select.k:,}",
-            expected=f"at most {limits.k:,}",
-            fix="raise the limit k if it is meant",
-        )
-
-
-def check_default(recipe: Recipe, limits: Limits, settings: IndexSettings) -> None:
-    """Refuses a default recipe with which no later selection would work.
-
-    Raises:
-        InvalidInput: k is over the limit, it asks for an idf that the index does not have, or it names a model.
-    """
-    check_k(recipe, limits)
-    if recipe.rerank.idf and not settings.token_vectors:
-        raise InvalidInput("a default recipe with rerank.idf = true", expected="an index built with token vectors")
-    if recipe.rerank.model is not None:
-        raise InvalidInput(
-            f"a default recipe with rerank.by = {recipe.rerank.by!r}",
-            expected="a recipe that names no model: an index may come from anybody",
-            fix="name the model with each selection: rerank=, --rerank",
-        )
 
 
 @dataclass(frozen=True)
@@ -280,7 +248,7 @@ class Retriever:
         """
         vectors = None if vector is None else unit_rows(np.asarray(vector).reshape(1, -1))
         selector = self._live.selector
-        return selector.select([as_query(query)], self._recipe(selector, recipe, options), vectors)[0]
+        return selector.select([as_query(query)], effective(selector, recipe, options, self._limits), vectors)[0]
 
     def select_many(
         self, queries: Iterable[QueryLike], *, recipe: RecipeLike = None, **options: Unpack[Options]
@@ -295,23 +263,23 @@ class Retriever:
             **options: As for `select`.
         """
         selector = self._live.selector
-        settings = self._recipe(selector, recipe, options)
+        settings = effective(selector, recipe, options, self._limits)
         remaining = iter(queries)
         while block := [as_query(query) for query in islice(remaining, selector.block)]:
             yield from selector.select(block, settings)
 
-    def _recipe(self, selector: Selector, recipe: RecipeLike, options: Options) -> Recipe:
-        """The recipe that the caller gives, or that of the view that answers, with single keys changed."""
-        chosen = selector.recipe if recipe is None else Recipe.of(recipe)
-        chosen = chosen.with_options(options)
-        check_k(chosen, self._limits)
-        if recipe is None and "rerank" not in options and chosen.rerank.model is not None:
-            # An index may come from anybody; it names no model that a caller with an embedder of his own would load.
-            raise Incompatible(
-                f"the index's recipe names the model {chosen.rerank.model}, which the caller has not named",
-                fix=f"pass rerank={chosen.rerank.by!r} if it is to be trusted (--rerank), or a recipe of your own",
-            )
-        return chosen
+    def effective_recipe(self, recipe: RecipeLike = None, **options: Unpack[Options]) -> Recipe:
+        """The recipe that `select` goes by when it is given the same: the caller's or the index's own.
+
+        Args:
+            recipe: As for `select`.
+            **options: As for `select`.
+
+        Raises:
+            InvalidInput: A recipe or option that cannot be used.
+            Incompatible: The index's own recipe names a model that the caller has not named.
+        """
+        return effective(self._live.selector, recipe, options, self._limits)
 
     def prompt(
         self,

@@ -130,8 +130,17 @@ def test_a_model_that_only_an_index_names_is_not_loaded(path, monkeypatch):
             retriever.set_recipe({"rerank": {"by": "cross-encoder:evil/model"}})
     monkeypatch.setattr("retriever.rescoring.CrossEncoderScorer.load", lambda name: pytest.fail(f"loaded {name}"))
     with opened(path) as retriever:
-        with pytest.raises(Incompatible, match="names the model evil/model, which the caller has not named"):
-            retriever.select("card refund")
+        asked = [retriever.select("card refund", recipe={}).query]
+        for use in (
+            lambda: retriever.select("card refund"),
+            lambda: retriever.select("card refund", k=2),
+            lambda: list(retriever.select_many(["card refund"])),
+            lambda: retriever.prompt("card refund"),
+            lambda: export(retriever, asked, path.parent / "out.jsonl", ExportSettings()),
+            lambda: made_from(retriever, ExportSettings()),
+        ):
+            with pytest.raises(Incompatible, match="names the model evil/model, which the caller has not named"):
+                use()
         assert len(retriever.select("card refund", rerank=None)) == 8
         assert len(retriever.select("card refund", recipe={})) == 8
 

@@ -1,0 +1,66 @@
+"""Which recipe a selection goes by: the caller's, or the index's own; and what an index may have as its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeAlias
+
+from retriever.errors import Incompatible, InvalidInput
+from retriever.example import Json
+from retriever.formats import Limits
+from retriever.ranking.recipe import Options, Recipe
+from retriever.selector import Selector
+from retriever.settings import IndexSettings
+
+RecipeLike: TypeAlias = "Recipe | Mapping[str, Json] | str | Path | None"
+
+
+def effective(selector: Selector, recipe: RecipeLike, options: Options, limits: Limits) -> Recipe:
+    """The recipe that the caller gives, or that of the view that answers, with single keys changed.
+
+    Args:
+        selector: The view that answers.
+        recipe: The caller's; None for the index's own.
+        options: Single keys.
+        limits: Of k.
+
+    Raises:
+        InvalidInput: A recipe or option that cannot be used, or k over its limit.
+        Incompatible: It names a model that only the index has named.
+    """
+    chosen = (selector.recipe if recipe is None else Recipe.of(recipe)).with_options(options)
+    _check_k(chosen, limits)
+    if recipe is None and "rerank" not in options and chosen.rerank.model is not None:
+        # An index may come from anybody; it names no model that a caller with an embedder of his own would load.
+        raise Incompatible(
+            f"the index's recipe names the model {chosen.rerank.model}, which the caller has not named",
+            fix=f"pass rerank={chosen.rerank.by!r} if it is to be trusted (--rerank), or a recipe of your own",
+        )
+    return chosen
+
+
+def check_default(recipe: Recipe, limits: Limits, settings: IndexSettings) -> None:
+    """Refuses a default recipe with which no later selection would work.
+
+    Raises:
+        InvalidInput: k is over the limit, it asks for an idf that the index does not have, or it names a model.
+    """
+    _check_k(recipe, limits)
+    if recipe.rerank.idf and not settings.token_vectors:
+        raise InvalidInput("a default recipe with rerank.idf = true", expected="an index built with token vectors")
+    if recipe.rerank.model is not None:
+        raise InvalidInput(
+            f"a default recipe with rerank.by = {recipe.rerank.by!r}",
+            expected="a recipe that names no model: an index may come from anybody",
+            fix="name the model with each selection: rerank=, --rerank",
+        )
+
+
+def _check_k(recipe: Recipe, limits: Limits) -> None:
+    if recipe.select.k > limits.k:
+        raise InvalidInput(
+            f"select.k = {recipe.select.k:,}",
+            expected=f"at most {limits.k:,}",
+            fix="raise the limit k if it is meant",
+        )
