@@ -41,7 +41,6 @@ class Words:
     dim = 32
     has_tokens = True
     token_dim = WORD_DIM
-    vocabulary = 1 << 16
 
     def __init__(self) -> None:
         self.asked: list[str] = []

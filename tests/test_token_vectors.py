@@ -94,7 +94,6 @@ def test_every_token_vector_has_its_id_and_an_unknown_word_counts(embedder):
     words = tiny_models.tokenizer()
     assert ids[0].tolist() == words.encode(TEXTS[0], add_special_tokens=False).ids
     assert words.token_to_id("[UNK]") in ids[6].tolist()
-    assert max(max(one, default=0) for one in ids) < embedder.vocabulary
 
 
 def test_pooling_is_left_as_it_was(folder, embedder):

@@ -10,8 +10,7 @@ pairs are those that a comparison of all with all finds, for these filters lose 
   one. The order is by rarity, which makes the lists short in which candidates are looked up.
 - Length filter: t · |x| ≤ |y| ≤ |x| / t.
 
-Time depends on how much the texts have in common. Memory grows with their length, not with the number of pairs, which
-are given one by one.
+Time depends on how much the texts have in common. Memory grows with their length, not with the number of pairs.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -67,28 +65,6 @@ class Cluster:
     likeness: float
 
 
-def near_pairs(texts: Sequence[str], threshold: float, told: Told = lambda done, total: None) -> Iterator[Pair]:
-    """Every pair of near copies, each once, the lower number first; in no order, but always the same.
-
-    Args:
-        texts: The texts, as they are.
-        threshold: Likeness from which two are near copies.
-        told: Told how many distinct texts are done, and how many there are.
-
-    Raises:
-        InvalidInput: The threshold is not over 0 and up to 1.
-    """
-    check_threshold(threshold)
-    grouped = _Grouped.of(texts)
-    for members in grouped.by_words:
-        for first, second in combinations(members, 2):
-            yield Pair(first, second, 1.0)
-    for one, other, likeness in _join(grouped, threshold, told):
-        for first in grouped.members[one]:
-            for second in grouped.members[other]:
-                yield Pair(min(first, second), max(first, second), likeness)
-
-
 def near_matches(
     queries: Sequence[str], texts: Sequence[str], threshold: float, told: Told = lambda done, total: None
 ) -> Iterator[list[Pair]]:
@@ -110,7 +86,7 @@ def near_matches(
     for place, query in enumerate(queries):
         normal = normalised(query)
         found = dict.fromkeys(by_words.get(_words(normal), []), 1.0)
-        for other, likeness in sets.near(sets.tokens_of(normal), threshold, len(sets.sizes)):
+        for other, likeness in sets.near(sets.tokens_of(normal), threshold):
             for member in grouped.members[other]:
                 found.setdefault(member, likeness)
         yield [Pair(place, member, likeness) for member, likeness in sorted(found.items())]
@@ -250,16 +226,6 @@ class _Grouped:
         return cls(list(numbers), number, members, by_words, np.array(words, dtype=np.int64))
 
 
-def _join(grouped: _Grouped, threshold: float, told: Told) -> Iterator[tuple[int, int, float]]:
-    """The pairs of distinct normalised texts that are not of the same words and reach the threshold."""
-    sets = _Sets.of(grouped.normals, threshold)
-    for place, one in enumerate(sets.order.tolist()):
-        for other, likeness in sets.near(sets.tokens_at(place), threshold, place):
-            if grouped.words[other] != grouped.words[one]:
-                yield one, other, likeness
-        told(place + 1, len(sets.order))
-
-
 @dataclass(frozen=True)
 class _Sets:
     """Sets of 4-grams, the smallest first, with the lists by which candidates are found.
@@ -327,9 +293,9 @@ class _Sets:
         """The elements of another text, ascending; −1 for each that no set has."""
         return np.sort(np.array([self.rank.get(gram, -1) for gram in set(_grams(normal))], dtype=np.int32))
 
-    def near(self, tokens: NDArray[np.int32], threshold: float, until: int) -> Iterator[tuple[int, float]]:
-        """The texts of the sets before `until` whose Jaccard index with these elements reaches the threshold."""
-        found = self.candidates(tokens, threshold, until)
+    def near(self, tokens: NDArray[np.int32], threshold: float) -> Iterator[tuple[int, float]]:
+        """The texts whose Jaccard index with these elements reaches the threshold."""
+        found = self.candidates(tokens, threshold, len(self.sizes))
         likeness = self.likeness(tokens, found)
         reached = likeness >= threshold
         yield from zip(self.order[found[reached]].tolist(), likeness[reached].tolist(), strict=True)

@@ -59,7 +59,6 @@ class TokenEmbedder(Embedder, Protocol):
     Attributes:
         has_tokens: Whether this model gives vectors of tokens in context; only then may the rest be asked for.
         token_dim: Components of a token vector.
-        vocabulary: How many token ids there are.
     """
 
     @property
@@ -67,9 +66,6 @@ class TokenEmbedder(Embedder, Protocol):
 
     @property
     def token_dim(self) -> int: ...  # noqa: D102
-
-    @property
-    def vocabulary(self) -> int: ...  # noqa: D102
 
     def token_vectors(self, texts: list[str]) -> TokenVectors:
         """Of each text, float32, of unit length; a token without direction is all zero."""

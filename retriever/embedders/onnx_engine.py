@@ -52,7 +52,6 @@ class Export:
         pooling: `mean` or `cls`: how the states of a text's tokens become one vector.
         inputs: The inputs of the transformer, in order, among `input_ids`, `attention_mask` and `token_type_ids`.
         added: The ids of tokens that the tokenizer adds around a text.
-        vocabulary: How many token ids there are.
         query_prompt: What the model puts before queries unless it is told otherwise.
         example_prompt: The same before examples.
         files: The SHA-256 of each other file, by name.
@@ -63,7 +62,6 @@ class Export:
     pooling: str
     inputs: tuple[str, ...]
     added: tuple[int, ...]
-    vocabulary: int
     query_prompt: str
     example_prompt: str
     files: Mapping[str, str]
@@ -94,7 +92,6 @@ class OnnxEmbedder:
         name: Of the model, as it would be loaded again.
         prompts: Put before queries and examples by the caller of `encode`.
         dim: Components of a vector, and of a token's.
-        vocabulary: How many token ids there are.
     """
 
     engine = "onnxruntime"
@@ -106,7 +103,6 @@ class OnnxEmbedder:
         """Wraps what was loaded; see `open`."""
         self.name = about.name
         self.dim = self.token_dim = about.dim
-        self.vocabulary = about.vocabulary
         self.prompts = settings.prompts(Prompts(about.query_prompt, about.example_prompt))
         self._about = about
         self._session = session

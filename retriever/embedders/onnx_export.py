@@ -204,7 +204,6 @@ def _write(embedder: SentenceTransformerEmbedder, pooling: str, folder: Path) ->
         pooling=pooling,
         inputs=inputs,
         added=embedder.added_ids,
-        vocabulary=embedder.vocabulary,
         query_prompt=prompts.query,
         example_prompt=prompts.example,
         files={name: _sha256(folder / name) for name in (MODEL, TOKENIZER)},

@@ -144,11 +144,6 @@ class SentenceTransformerEmbedder:
         """Components of a token vector, which need not be `dim`."""
         return int(self._output(["dimension"])["token_embeddings"].shape[-1])
 
-    @property
-    def vocabulary(self) -> int:
-        """How many token ids there are."""
-        return len(self.model.tokenizer)
-
     def token_vectors(self, texts: list[str]) -> TokenVectors:
         """The vectors of each text's tokens as they are before pooling, float32, of unit length.
 
