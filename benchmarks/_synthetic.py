@@ -236,7 +236,7 @@ def langchain_mmr(texts: Sequence[str], vectors: Vectors, asked: Vectors) -> Cal
             return vectors.tolist()
 
         def embed_query(self, text: str) -> list[float]:
-            raise NotImplementedError
+            raise AssertionError("the store is asked with vectors")
 
     store = InMemoryVectorStore(Known())
     store.add_texts(texts)

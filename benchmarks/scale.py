@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -114,11 +114,11 @@ def use(dim: int, path: Path) -> dict[str, float]:
     return {**figures, "use_mb": _peak_mb()}
 
 
-def _median_ms(call: object, count: int) -> float:
+def _median_ms(call: Callable[[int], object], count: int) -> float:
     took = []
     for i in range(count):
         started = time.perf_counter()
-        call(i)  # type: ignore[operator]
+        call(i)
         took.append(time.perf_counter() - started)
     return 1e3 * median(took)
 

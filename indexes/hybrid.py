@@ -322,7 +322,10 @@ def _convex_but_for_a_constant(
 
 
 def _maximum(scores: ChannelScores) -> float:
-    return float(scores.lexical.max()) if len(scores.lexical) else BM25_INFIMUM
+    """The maximum of the lexical channel over the rows under consideration; worked out once."""
+    if "lexical" not in scores._maxima:
+        scores._maxima["lexical"] = float(scores.lexical.max()) if len(scores.lexical) else BM25_INFIMUM
+    return scores._maxima["lexical"]
 
 
 def _ranks(scores: Scores, speaks: bool) -> NDArray[np.int64]:

@@ -151,23 +151,19 @@ def _left_out(value: object) -> bool:
     return value is None or value is False or value == []
 
 
-# How an option says that something in the recipe is not to be.
-_OFF: Mapping[tuple[str, str], object] = {
-    ("rerank", "none"): None,
-    ("where", ""): None,
-    ("group", ""): None,
-    ("fixed", "['']"): [],
-    ("exclude", "['']"): [],
-    ("match", "['']"): [],
-}
-
-
 def recipe_options(recipe: Mapping[str, object]) -> Options:
     """The group `RECIPE` as keyword arguments of `Retriever.select`."""
-    options: dict[str, object] = {name: _OFF.get((name, str(value)), value) for name, value in recipe.items()}
+    options = {name: _off(name, value) for name, value in recipe.items()}
     if "option" in options:
         options["options"] = settings_of(cast("list[str]", options.pop("option")))
     return cast("Options", options)
+
+
+def _off(name: str, value: object) -> object:
+    """The value of an option; nothing where it switches off what the index's recipe says."""
+    if value == "" or (name == "rerank" and value == "none"):
+        return None
+    return [] if value == [""] else value
 
 
 def settings_of(texts: Sequence[str]) -> dict[str, Json]:

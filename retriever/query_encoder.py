@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,19 +24,6 @@ from retriever.embedders.base import encode_tokens, token_embedder
 from retriever.errors import Incompatible, InvalidInput
 from retriever.stored_embedder import LATENT, StoredEmbedder
 from retriever.token_storage import TextTokens, token_ids, tokens_of
-
-
-@dataclass(frozen=True)
-class QueryTokens:
-    """The tokens of a query.
-
-    Attributes:
-        vectors: Of unit length or zero, float16 or float32, shape (tokens, d).
-        ids: Of each token, int64, shape (tokens,).
-    """
-
-    vectors: Floats
-    ids: NDArray[np.int64]
 
 
 class QueryEncoder:
@@ -81,15 +68,21 @@ class QueryEncoder:
         """The vectors of examples' key texts, float32, shape (texts, dim)."""
         return encode_checked(self.embedder, texts, prefix=self._prompts.example)
 
-    def query_tokens(self, text: str) -> QueryTokens:
-        """The tokens of a query's key text.
+    def query_tokens(self, text: str) -> Floats:
+        """The vectors of the tokens of a query's key text, of unit length or zero, shape (tokens, d).
 
         Raises:
             InvalidInput: The embedder has no token vectors.
         """
-        model, prefix = token_embedder(self.embedder), self._prompts.query
-        vectors = encode_tokens(model, [text], prefix=prefix).text(0)
-        return QueryTokens(vectors, next(token_ids(model, [text], prefix)))
+        return encode_tokens(token_embedder(self.embedder), [text], prefix=self._prompts.query).text(0)
+
+    def query_token_ids(self, text: str) -> NDArray[np.int64]:
+        """The ids of these tokens, shape (tokens,).
+
+        Raises:
+            InvalidInput: The embedder has no token vectors.
+        """
+        return next(token_ids(token_embedder(self.embedder), [text], self._prompts.query))
 
     def example_tokens(self, texts: Sequence[str]) -> list[TextTokens]:
         """The tokens of examples' key texts, as an index stores them.

@@ -70,10 +70,8 @@ class Rescorer:
         text = self._snapshot.key.text(query)
         if rerank.model is not None:
             return self._shared.cross_encoder(rerank.model).scores(text, self._texts(rows))
-        tokens = self._shared.encoder.query_tokens(text)
-        return maxsim(
-            tokens.vectors, self._tokens(rows, tokens.vectors.shape[1]), self._idf(tokens.ids) if rerank.idf else None
-        )
+        asked = self._shared.encoder.query_tokens(text)
+        return maxsim(asked, self._tokens(rows, asked.shape[1]), self._idf(text) if rerank.idf else None)
 
     def recall(self, query: Example, rows: Rows) -> Reals:
         """How well each row matches each token of the query, float64, shape (m, tokens); see `late_interaction.recall`.
@@ -81,12 +79,12 @@ class Rescorer:
         Raises:
             InvalidInput: The index's embedder has no token vectors.
         """
-        tokens = self._shared.encoder.query_tokens(self._snapshot.key.text(query))
-        return recall(tokens.vectors, self._tokens(rows, tokens.vectors.shape[1]))
+        asked = self._shared.encoder.query_tokens(self._snapshot.key.text(query))
+        return recall(asked, self._tokens(rows, asked.shape[1]))
 
-    def _idf(self, ids: NDArray[np.int64]) -> Reals:
-        """The idf of the query's tokens over the examples of this view; see `inverse_frequencies`."""
-        containing = self._containing
+    def _idf(self, text: str) -> Reals:
+        """The idf of the tokens of a query's key text over the examples of this view; see `inverse_frequencies`."""
+        ids, containing = self._shared.encoder.query_token_ids(text), self._containing
         known = ids < len(containing)
         counts = np.zeros(len(ids), dtype=np.int64)  # of a token that no example has
         counts[known] = containing[ids[known]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -88,18 +87,19 @@ class CrossEncoderScorer:
         """
         made_by = library().CrossEncoder
         folder = model_folder(wanted)
+        name = wanted if folder is None else str(folder)
         offline = folder is None and not hub_answers(wanted, None)
         with quiet():
             try:
                 model = made_by(
-                    wanted if folder is None else str(folder),
+                    name,
                     device=device,
                     trust_remote_code=False,
                     local_files_only=offline,
                 )
             except Exception as error:
                 raise load_error(wanted, error, offline=offline) from error
-        return cls(model, name=wanted if folder is None else str(Path(folder)), batch_size=batch_size)
+        return cls(model, name=name, batch_size=batch_size)
 
     def scores(self, query: str, texts: Sequence[str]) -> Reals:
         """The score of each text for the query, float64, shape (n,); equal texts are scored once.
