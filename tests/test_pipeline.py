@@ -131,6 +131,7 @@ class Reads:
 
 def reads(pool: int, query_id: str = "q", shared=(), asked=None) -> Lookup:
     def rescore(rows):
+        assert len(rows)  # a model is not asked about nothing
         if asked is not None:
             asked.extend(rows.tolist())
         return rescored(rows)

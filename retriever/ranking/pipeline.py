@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias, TypedDict
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,8 +127,7 @@ def rank(
     guarded.settle()
     hits = index.describe(guarded.scores, chosen, fusion)
     left = {row: why for row, why in barred.items() if row not in chosen}
-    again = tuple(replace(choice, **ranking.again(choice.row)) for choice in choices)
-    return Ranked(again, hits, guarded.blocked, part.open_variance, left, part.unmet)
+    return Ranked(tuple(map(ranking.told, choices)), hits, guarded.blocked, part.open_variance, left, part.unmet)
 
 
 @dataclass(frozen=True)
@@ -240,7 +239,8 @@ class _Ranking:
         depth = min(self._settings.depth, len(self.guarded.index))
         rows = self.guarded.first(max(count, depth), None)
         new_rows = np.array([row for row in rows[:depth].tolist() if row not in self._rescored], dtype=np.int64)
-        self._rescored.update(zip(new_rows.tolist(), self._rescore(new_rows).tolist(), strict=True))
+        if len(new_rows):
+            self._rescored.update(zip(new_rows.tolist(), self._rescore(new_rows).tolist(), strict=True))
         scores = np.array([self._rescored[row] for row in rows[:depth].tolist()], dtype=np.float64)
         new = rerank(rows, self._fused(rows), scores, self._settings.weight)
         rows = rows[new.places]
@@ -255,13 +255,11 @@ class _Ranking:
         relevance = np.array([self._relevance.get(row, UNSEEN) for row in rows.tolist()], dtype=np.float64)
         return Candidates(rows, relevance, reader, fused)
 
-    def again(self, row: int) -> _Again:
-        """What the reranker says of a row; nothing of those beyond its depth."""
-        seen = row in self._rescored
-        return {
-            "relevance": self._relevance.get(row) if seen else None,
-            "rescored": self._rescored.get(row),
-        }
+    def told(self, choice: Choice) -> Choice:
+        """The choice with what the reranker says of it, if it is within the reranker's depth."""
+        if choice.row not in self._rescored:
+            return choice
+        return replace(choice, relevance=self._relevance[choice.row], rescored=self._rescored[choice.row])
 
     def _fused(self, rows: Rows) -> Reals:
         return self.guarded.index.describe(self.guarded.scores, rows, self.guarded.fusion).fused
@@ -270,11 +268,6 @@ class _Ranking:
 def _falling(candidates: Candidates) -> Reals:
     """The fused scores, best first where a reranker has put the candidates into another order."""
     return -np.sort(-candidates.fused) if candidates.reranked else candidates.fused
-
-
-class _Again(TypedDict):
-    relevance: float | None
-    rescored: float | None
 
 
 class _Guarded:

@@ -52,6 +52,7 @@ from retriever.ranking.guard import LEVELS, Guard
 from retriever.ranking.order import ORDERS
 from retriever.ranking.rerank import Rerank
 from retriever.ranking.strategies import STRATEGIES, strategy, strategy_names
+from retriever.ranking.strategies.fixed import FixedOptions
 from retriever.ranking.typed import section
 
 Where: TypeAlias = "str | Mapping[str, Json] | None"
@@ -104,10 +105,6 @@ _KEY_OF_OPTION = {
     "reserve": ("budget", "reserve"),
     "counter": ("budget", "counter"),
 }
-
-
-_UNORDERED = ("random", "fixed")
-"""Strategies that no reranker can change: they do not choose among the most relevant."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +167,13 @@ class Part:
             object.__setattr__(self, "_settings", made)
         settings: object = self.__dict__["_settings"]
         return settings
+
+    @property
+    def by_relevance(self) -> bool:
+        """Whether it chooses among the examples that are most relevant to the query."""
+        settings = self.settings()
+        shuffled = strategy(self.strategy).shuffled_by(settings, "") is not None
+        return not (self.shared or shuffled or isinstance(settings, FixedOptions))
 
     def filled(self) -> Part:
         """The same with the default of every setting that was left out."""
@@ -316,14 +320,14 @@ class Recipe:
         """
         if self.rerank.by is None:
             return
-        names = {part.strategy for part in self.select.plan if not part.shared and part.strategy not in _UNORDERED}
+        methods = [strategy(part.strategy) for part in self.select.plan if part.by_relevance]
         narrows = self.rerank.depth > self.select.candidates
-        if not any(strategy(name).ranked or narrows for name in names):
+        if not any(method.ranked or narrows for method in methods):
             raise InvalidInput(
                 f"rerank.by = {self.rerank.by!r} with the strategy {self.select.strategy}, which does not ask how "
                 "relevant a candidate is",
                 expected="another strategy, no reranker"
-                + (", or rerank.depth above select.candidates" if names else ""),
+                + (", or rerank.depth above select.candidates" if methods else ""),
             )
 
     @classmethod
