@@ -1,12 +1,18 @@
-"""What holds for all tests: what the library keeps for its user, it keeps in a directory of the test run."""
+"""What holds for all tests."""
 
 from __future__ import annotations
 
+import hypothesis
 import pytest
+
+# No test fails for the time it took: a busy machine is no defect.
+hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_the_run(tmp_path_factory):
+    """What the library keeps for its user, it keeps in a directory of the test run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield

@@ -440,7 +440,7 @@ SMALL = st.lists(st.tuples(st.text("ab \n", max_size=12), st.text("ab \n", max_s
 
 @pytest.mark.parametrize("form", ["messages", "text"])
 @pytest.mark.parametrize("counter", COUNTERS, ids=lambda c: c.name)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(pairs=SMALL, tokens=st.integers(1, 150), reserve=st.integers(0, 10), seed=st.randoms(use_true_random=False))
 def test_the_budget_is_never_exceeded_and_no_skipped_demonstration_still_fits(
     form, counter, pairs, tokens, reserve, seed

@@ -493,7 +493,7 @@ def command(code: str, *arguments: str, kind: str = "command") -> str:
 ECHO = "import sys; sys.stdout.buffer.write(sys.stdin.buffer.read())"
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
 def test_any_text_passes_through_a_program_unchanged(text):
     assert load_backend(command(ECHO))(user(text + "\n")) == text

@@ -65,7 +65,7 @@ def test_density_without_a_score_for_each_is_refused(scores):
         build(sized(10, 10), Budget(28, fill="density"), scores=scores)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.tuples(st.integers(9, 40), st.integers(-3, 30)), max_size=8), st.integers(8, 150))
 def test_density_is_worth_at_least_half_of_the_best_choice_and_is_maximal(items, tokens):
     rows = sized(*(size for size, _ in items))
@@ -207,7 +207,7 @@ parts = st.text("ab \n", max_size=14)
 
 @pytest.mark.parametrize("form", ["messages", "text"])
 @pytest.mark.parametrize("counter", [WORDS, CHARACTERS, Estimate()], ids=lambda c: c.name)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.lists(st.tuples(parts, parts, parts), max_size=5),
     stages=st.sampled_from([(), ("rationale",), ("longest",), ("rationale", "longest")]),

@@ -284,12 +284,12 @@ class TestAnyHistory:
             retriever.remove(gone)
         return {identity: one for identity, one in present.items() if identity not in gone}
 
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=15)
     @given(start=st.integers(0, 12), history=operations)
     def test_with_no_generation_published_in_between(self, start, history):
         self.run(start, history, {})
 
-    @settings(max_examples=6, deadline=None)
+    @settings(max_examples=6)
     @given(start=st.integers(0, 12), history=operations)
     def test_with_generations_published_in_between(self, start, history):
         with pytest.MonkeyPatch.context() as patch:

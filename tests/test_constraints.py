@@ -192,7 +192,7 @@ def masked_mmr(relevance, vectors, k, weight, labels, most):
     return chosen
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(1, 10), st.integers(0, 8), st.integers(1, 2), st.integers(0, 10**6), st.floats(0.1, 0.9))
 def test_mmr_under_a_limit_equals_mmr_that_masks_at_every_step(count, k, most, seed, weight):
     random = np.random.default_rng(seed)
@@ -237,7 +237,7 @@ def reaches(chosen, table, asked, k):
     return all(len({table[place][columns[name]] for place in chosen}) >= least for name, least in wanted.items())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(NAMES), cells, st.integers(0, 6), rules)
 def test_constraints_hold_with_every_strategy_wherever_a_choice_exists_that_keeps_them(name, table, k, asked):
     rows = [Example(str(i), f"n{n}", label=a, meta={"source": b}) for i, (a, b, n) in enumerate(table)]

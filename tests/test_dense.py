@@ -44,7 +44,7 @@ def test_exact_scores_of_short_vectors_agree_with_hand_arithmetic():
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 1200))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_exact_scores_agree_with_a_correctly_rounded_sum(seed, dim):
     rows, query = unit(seed, 3, dim), unit(seed + 1, 1, dim)[0]
     expected = [math.fsum(float(a) * float(b) for a, b in zip(row, query, strict=True)) for row in rows]
@@ -125,7 +125,7 @@ def test_vectors_are_copies():
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 800), st.integers(1, 6), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_scores_lie_within_the_error_bound_of_a_float64_product(seed, dim, rows, same_sign):
     vectors, queries = unit(seed, rows, dim), unit(seed + 1, 3, dim)
     if same_sign:  # nothing cancels, so every rounding error counts

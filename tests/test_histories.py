@@ -43,7 +43,7 @@ def answers(index: Retriever) -> list[object]:
     return found
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(history=histories, compact_after=st.sampled_from([0, 3, 1000]))
 def test_any_history_of_adds_and_removes_equals_a_rebuild(history, compact_after):
     kept = [example(number) for number in range(8)]

@@ -46,7 +46,7 @@ def test_a_case_by_hand():
     np.testing.assert_allclose(maxsim(query, tokens, np.array([3.0, 1.0])), [0.2, 0.95], atol=1e-7)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     seed=st.integers(0, 2**32),
     lengths=st.lists(st.integers(0, 6), max_size=8),

@@ -111,7 +111,7 @@ def test_a_resumed_batch_has_the_bytes_of_an_uninterrupted_one(index, tmp_path):
     assert (tmp_path / "o.jsonl").read_bytes() == whole(index, tmp_path, "jsonl", BATCH)
 
 
-@limits(max_examples=6, deadline=None)
+@limits(max_examples=6)
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=4), st.sampled_from(SUFFIXES))
 def test_any_number_of_interruptions_changes_nothing(index, tmp_path_factory, counts, suffix):
     folder = tmp_path_factory.mktemp("many")

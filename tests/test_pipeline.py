@@ -174,7 +174,7 @@ def leading(pool: int, count: int) -> frozenset[int]:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(pools, fusions, blocks, st.integers(0, 70), st.integers(0, 10))
 def test_the_top_k_is_that_of_the_fusion_over_the_unblocked_rows_alone(pool, fusion, blocked, k, leaders):
     blocked |= leading(pool, leaders)
@@ -185,7 +185,7 @@ def test_the_top_k_is_that_of_the_fusion_over_the_unblocked_rows_alone(pool, fus
     assert fixed_of(ranked) == 0
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(pools, fusions, blocks, st.integers(0, 30), st.integers(1, 70), st.sampled_from([0.0, 0.4, 1.0]))
 def test_a_reranker_sorts_the_best_unblocked_rows_again_and_leaves_the_others_behind_them(
     pool, fusion, blocked, k, depth, weight
@@ -252,7 +252,7 @@ def test_fixed_rows_are_not_scored_again():
     assert [choice.rescored is None for choice in ranked.choices] == [True, True, False, False, False, False]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(pools, fusions, blocks, st.sets(st.integers(0, ROWS - 1)), st.integers(0, 20))
 def test_filter_and_guard_together_leave_what_the_oracle_leaves(pool, fusion, blocked, eligible, k):
     mask = np.isin(np.arange(ROWS), list(eligible))
@@ -260,7 +260,7 @@ def test_filter_and_guard_together_leave_what_the_oracle_leaves(pool, fusion, bl
     assert rows_of(ranked) == [row for row, _ in oracle(pool, fusion, blocked, sorted(eligible))[:k]]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(pools, fusions, blocks, st.integers(0, 20), st.integers(0, 20), st.sampled_from(["top", "random"]))
 def test_fewer_are_always_a_prefix_of_more(pool, fusion, blocked, few, many, strategy):
     few, many = sorted((few, many))
@@ -288,7 +288,7 @@ def test_fewer_are_a_prefix_of_more_under_reciprocal_ranks_with_a_guard():
         np.testing.assert_array_equal(less.hits.fused, longest.hits.fused[:k])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(pools, rank_fusions, st.integers(0, 70))
 def test_reciprocal_ranks_agree_with_the_oracle_where_nothing_is_blocked(pool, fusion, k):
     ranked = run(pool, fusion, frozenset(), k=k)
@@ -297,7 +297,7 @@ def test_reciprocal_ranks_agree_with_the_oracle_where_nothing_is_blocked(pool, f
     np.testing.assert_allclose(ranked.hits.fused, [score for _, score in wanted], rtol=0, atol=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(pools, blocks, st.integers(0, 70), st.integers(), st.text(max_size=5))
 def test_random_is_the_seeded_permutation_of_the_unblocked_rows_and_repeats_none(pool, blocked, k, seed, query_id):
     rows = rows_of(run(pool, Fusion(), blocked, strategy="random", k=k, seed=seed, query_id=query_id))
@@ -312,7 +312,7 @@ def test_random_does_not_depend_on_how_the_channels_are_fused():
     assert drawn[0] == drawn[1] == drawn[2]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     pools,
     fusions,
@@ -374,7 +374,7 @@ def test_the_guard_does_not_look_at_the_whole_pool_for_a_few_rows():
     assert len(looked) <= 3 + 2  # those chosen, and the best of each channel
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     pools,
     fusions,

@@ -182,7 +182,7 @@ def after(index: Retriever, kept: dict[str, Example], what: str, numbers: list[i
     return kept
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(history=histories, compact_after=st.sampled_from([0, 3, 1000]))
 def test_any_history_of_changes_equals_a_rebuild(history, compact_after):
     kept = {one.id: one for one in ROWS}

@@ -11,8 +11,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 TIE = Fraction(1, 10**6)
-many = settings(max_examples=200, deadline=None)
-some = settings(max_examples=60, deadline=None)
+many = settings(max_examples=200)
+some = settings(max_examples=60)
 
 # The 24 unit quaternions of Hurwitz: cosines among them are 0, ±1/2 and ±1, so ties abound.
 _AXES = [tuple(sign * (i == axis) for i in range(4)) for axis in range(4) for sign in (1.0, -1.0)]
