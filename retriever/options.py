@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from retriever import EmbedderSettings, Fields, Limits, PromptOptions
+    from retriever.evaluation.evaluate import EvalSettings
     from retriever.example import Json
     from retriever.ranking.recipe import Options
 
@@ -24,12 +25,14 @@ Rule = Literal["convex", "rrf"]
 Collisions = Literal["error", "escape", "drop"]
 PromptForm = Literal["messages", "text"]
 ExportForm = Literal["demos", "prompts", "messages", "openai-batch", "anthropic-batch"]
+EvalForm = Literal["table", "json", "csv"]
 
 _SELECTION = "Selection"
 _PROMPT = "Prompt"
 _MODEL = "Embedder"
 _LIMITS = "Limits"
 _FIELDS = "Fields"
+_EVALUATION = "Evaluation"
 
 
 def size(text: str) -> int:
@@ -109,6 +112,15 @@ ROW_LIMITS: Mapping[str, object] = {
 PROMPT_LIMITS: Mapping[str, object] = {
     "max_k": _option(int | None, "--max-k", help="Most demonstrations (10,000).", panel=_LIMITS),
     "max_prompt_characters": _size_option("--max-prompt", help="Most characters in a prompt (64M)."),
+}
+EVALUATION: Mapping[str, object] = {
+    "metrics": _option(list[str] | None, "--metric", help="NAME or NAME@N; see the README.", panel=_EVALUATION),
+    "k": _option(int | None, "-k", "--k", help="How many demonstrations (as the recipes say).", panel=_EVALUATION),
+    "guard": _option(Guard | None, "--guard", help="Leak guard level (near).", panel=_EVALUATION),
+    "seed": _option(int | None, "--seed", help="Of the sample and of the resamples (0).", panel=_EVALUATION),
+    "resamples": _option(int | None, "--resamples", help="Of the bootstrap (10,000).", panel=_EVALUATION),
+    "level": _option(float | None, "--level", help="Of the intervals (0.95).", panel=_EVALUATION),
+    "worst": _option(int | None, "--worst", help="Labels and queries that are told (10).", panel=_EVALUATION),
 }
 Query = Annotated[str, typer.Argument(help="The query; - reads it from standard input.", show_default=False)]
 Index = Annotated[Path, typer.Argument(help="The index directory.", show_default=False)]
@@ -226,3 +238,11 @@ def limits_of(options: Mapping[str, object]) -> Limits:
     from retriever import Limits
 
     return Limits(**{name.removeprefix("max_"): cast("int", value) for name, value in options.items()})
+
+
+def eval_settings_of(options: Mapping[str, object], prompt: Mapping[str, object]) -> EvalSettings:
+    """The groups `EVALUATION` and `PROMPT` as `evaluate` takes them."""
+    from retriever.evaluation.evaluate import EvalSettings
+
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    return EvalSettings(**given, prompt=prompt_options_of(prompt))  # type: ignore[arg-type]
