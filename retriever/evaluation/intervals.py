@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from retriever.errors import InvalidInput
 
 _BLOCK = 1 << 22
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class Interval:
     high: float
 
     def holds(self, value: float) -> bool:
-        """Whether the value is in it."""
-        return self.low <= value <= self.high
+        """Whether the value is in it; sums of floats may miss an end by their rounding."""
+        return self.low - _ROUNDING <= value <= self.high + _ROUNDING
 
 
 @dataclass(frozen=True)

@@ -204,20 +204,22 @@ def default_metrics(queries: Sequence[Example], grades: Mapping[str, Grades]) ->
     """What queries are judged by where nobody says: the metric that their data is about first.
 
     Judgements before all; labels where they repeat and each query has one at most; else outputs, and of several labels
-    how many are covered. Cost and redundancy stand beside them.
+    how many are covered. Redundancy and the length of the prompt stand beside them.
 
     Args:
         queries: With what is known of them.
         grades: The judgements by query id.
     """
     labels = [label for query in queries for label in query.labels]
+    outputs = any(query.output_text.strip() for query in queries)
     repeat = len(set(labels)) < len(labels)
     single = repeat and all(len(query.labels) <= 1 for query in queries)
     chosen = ["ndcg", "recall", "mrr"] if grades else []
     if single:
         chosen += ["precision", "hit", "majority-vote"]
-    if any(query.output_text.strip() for query in queries) and not single:
+    if outputs and not single:
         chosen += ["best-overlap", "union-ngrams", "template-hit"]
-    if labels and not single:
-        chosen += ["label-coverage"] if repeat else []
-    return [METRICS[name] for name in [*chosen, "redundancy", "tokens"]]
+    if repeat and not single:
+        chosen += ["label-coverage"]
+    chosen += ["redundancy", "tokens"] if outputs else ["redundancy"]  # without outputs there are no prompts
+    return [METRICS[name] for name in chosen]

@@ -61,7 +61,7 @@ def read_qrels(path: Path) -> Qrels:
     bad: list[BadRow] = []
     for number, line in enumerate(text.split("\n"), start=1):
         cells = _cells(line)
-        if cells is None or (number == 1 and _number(cells[2]) is None):
+        if cells is None or (number == 1 and cells[2] and _number(cells[2]) is None):
             continue
         query, document, grade = cells
         value = _number(grade)
