@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retriever.evaluation.intervals import Bootstrap, intervals
-from retriever.evaluation.judged import Metric
 from retriever.evaluation.results import LabelResult, MetricResult, QueryResult, Score
 from retriever.example import Example
 
@@ -18,18 +17,19 @@ Values: TypeAlias = NDArray[np.float64]
 """NaN stands where a query was not judged."""
 
 
-def compared(one: Metric, names: Sequence[str], values: Values, bootstrap: Bootstrap) -> MetricResult:
+def compared(metric: str, better: int, names: Sequence[str], values: Values, bootstrap: Bootstrap) -> MetricResult:
     """The recipes on one metric, over the queries that all of them were judged on.
 
     Args:
-        one: The metric.
+        metric: Its name.
+        better: 1 where more is better, -1 where less is, 0 where neither is by itself.
         names: The recipes.
         values: Shape (recipes, queries), NaN where a query was not judged.
         bootstrap: How intervals are worked out.
     """
     complete = values[:, ~np.isnan(values).any(axis=0)]
     means = [math.fsum(row.tolist()) / len(row) for row in complete]
-    best = max(range(len(names)), key=lambda place: one.better * means[place])  # the first of equals
+    best = max(range(len(names)), key=lambda place: better * means[place])  # the first of equals
     differences = complete - complete[best]
     found = intervals(np.concatenate([complete, differences]).T, bootstrap)
     scores = []
@@ -37,18 +37,22 @@ def compared(one: Metric, names: Sequence[str], values: Values, bootstrap: Boots
         apart = found[len(names) + place]
         tied = apart is None or apart.holds(0.0)
         if place == best:
-            verdict = "best" if one.better else "first"
+            verdict = "best" if better else "first"
         elif tied:
             verdict = "tied"
         else:
-            verdict = "worse" if one.better else "differs"
+            verdict = "worse" if better else "differs"
         difference = math.fsum(differences[place].tolist()) / len(differences[place])
         scores.append(Score(name, means[place], found[place], difference, apart, verdict))
-    return MetricResult(one.name, one.better, complete.shape[1], tuple(scores))
+    return MetricResult(metric, better, complete.shape[1], tuple(scores))
 
 
 def by_query(
-    first: MetricResult, queries: Sequence[Example], values: Values, ids: Mapping[str, Sequence[tuple[str, ...]]]
+    first: MetricResult,
+    queries: Sequence[Example],
+    values: Values,
+    ids: Mapping[str, Sequence[tuple[str, ...]]],
+    answers: Mapping[str, Sequence[str | None]],
 ) -> list[QueryResult]:
     """The queries that the first metric judges, the worst of its reference recipe first, else in their order."""
     place = list(ids).index(first.reference)
@@ -60,6 +64,7 @@ def by_query(
             queries[query],
             dict(zip(ids, values[:, query].tolist(), strict=True)),
             {name: chosen[query] for name, chosen in ids.items()},
+            {name: text for name, texts in answers.items() if (text := texts[query]) is not None},
         )
         for query in ordered.tolist()
     ]

@@ -4,13 +4,14 @@ Each query is answered by every recipe, and each metric is the mean over the que
 mean stands its bootstrap interval, and the difference to the best recipe with an interval of its own, paired by query;
 where that holds 0, the two are tied. A selection never sees the query's output, rationale or labels, and the leak
 guard's level `near` keeps copies of the query out, so that the figure is about queries that the pool does not know.
+With a language model its answers are judged as well, over the queries that it answered under every recipe.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,12 +19,15 @@ import numpy as np
 
 from indexes.hybrid import MODES
 from retriever.errors import InvalidInput
+from retriever.evaluation.asking import Answers, Asking, Cost, ask
 from retriever.evaluation.comparison import Values, by_label, by_query, compared
 from retriever.evaluation.intervals import Bootstrap
+from retriever.evaluation.judge import ANSWER_METRICS, MOST_CHOICES, AnswerMetric, answer_metric, is_answer_metric
 from retriever.evaluation.judged import NEEDS, Judged, Metric, default_metrics, metric
 from retriever.evaluation.queries import Qrels, held_out, without_answer
 from retriever.evaluation.results import Evaluated, Evaluation
 from retriever.example import Example, Json, as_query
+from retriever.prompting import Prompt
 from retriever.prompts import PromptOptions
 from retriever.ranking.guard import LEVELS
 from retriever.ranking.recipe import Options, Recipe
@@ -83,6 +87,8 @@ def evaluate(
     leave_one_out: int | None = None,
     qrels: Qrels | None = None,
     settings: EvalSettings | None = None,
+    asking: Asking | None = None,
+    on_cost: Callable[[Cost], None] = lambda cost: None,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Evaluation:
     """Compares recipes on queries whose answers are known.
@@ -95,33 +101,60 @@ def evaluate(
             near copies.
         qrels: Relevance judgements by query id and the id of an example.
         settings: How they are compared; default `EvalSettings()`.
+        asking: A language model, whose answers are judged as well.
+        on_cost: Told what the model will be asked, before it is.
         progress: Told the recipe, how many queries are answered, and how many there are.
 
     Raises:
         InvalidInput: Both queries and `leave_one_out` or neither, no query, a metric that no query can be judged by, a
-            recipe or option that cannot be used, or an index that another thread changed meanwhile.
+            recipe or option that cannot be used, an index that another thread changed meanwhile, or not one query
+            that the model answered under every recipe.
+        BackendError: Nothing but failures came from the language model, or many in a row.
     """
     settings = settings or EvalSettings()
     snapshot = retriever.snapshot
     asked, grades = _queries(snapshot, queries, leave_one_out, settings), qrels or {}
-    metrics = _metrics(settings, asked, grades)
+    judges, metrics = _metrics(settings, asked, grades, asking, lambda: _choices(snapshot))
     effective = _recipes(retriever, recipes, metrics, settings)
-    task = _Task(retriever, snapshot, asked, grades, metrics, settings.prompt, progress)
+    task = _Task(retriever, snapshot, asked, grades, metrics, settings.prompt, asking is not None, progress)
     measured = {name: task.measure(name, recipe) for name, recipe in effective.items()}
     values = np.stack([one.values for one in measured.values()], axis=1)
-    results = [compared(one, list(measured), values[place], settings.bootstrap) for place, one in enumerate(metrics)]
-    ordered = by_query(results[0], asked, values[0], {name: one.ids for name, one in measured.items()})
+    notes = _notes(task, measured, leave_one_out is None)
+    answers = None
+    if asking is not None:
+        prompts = {name: one.prompts for name, one in measured.items()}
+        answers = ask(asking, prompts, on_cost=on_cost, progress=progress)
+        values = np.concatenate([_judged_answers(judges, answers, asked), values])
+        notes += _left_out(answers, len(asked))
+    named = [(one.name, 1) for one in judges] + [(one.name, one.better) for one in metrics]
+    results = [
+        compared(name, better, list(measured), values[place], settings.bootstrap)
+        for place, (name, better) in enumerate(named)
+    ]
+    texts = {} if answers is None else answers.texts
+    ordered = by_query(results[0], asked, values[0], {name: one.ids for name, one in measured.items()}, texts)
     return Evaluation(
         _known_by(snapshot),
         "queries" if leave_one_out is None else "leave-one-out",
         len(asked),
-        {"guard": settings.guard, "seed": settings.seed, "resamples": settings.resamples, "level": settings.level},
+        _told(settings, asking),
         tuple(Evaluated(name, one.recipe, one.milliseconds) for name, one in measured.items()),
         tuple(results),
         by_label(results[0], ordered),
         tuple(ordered[: settings.worst]),
-        tuple(_notes(task, measured, leave_one_out is None)),
+        tuple(notes),
     )
+
+
+def _told(settings: EvalSettings, asking: Asking | None) -> dict[str, Json]:
+    """The settings that decide the figures."""
+    told: dict[str, Json] = {
+        "guard": settings.guard,
+        "seed": settings.seed,
+        "resamples": settings.resamples,
+        "level": settings.level,
+    }
+    return told if asking is None else {**told, "backend": asking.name}
 
 
 def recipes_of(retriever: Retriever, files: Sequence[Path] = ()) -> dict[str, Recipe]:
@@ -160,15 +193,74 @@ def _queries(
     return asked
 
 
-def _metrics(settings: EvalSettings, queries: Sequence[Example], grades: Qrels) -> list[Metric]:
-    """The metrics that were named, once each, or those that suit the queries; each can be asked of some query."""
-    chosen = [metric(name) for name in dict.fromkeys(settings.metrics)] or default_metrics(queries, grades)
-    for one in chosen:
-        if not any(one.judges(query, grades.get(query.id, {})) for query in queries):
-            raise InvalidInput(
-                f"the metric {one.name} where no query has {NEEDS[one.needs]}", fix="name the field, or another metric"
-            )
-    return chosen
+def _metrics(
+    settings: EvalSettings,
+    queries: Sequence[Example],
+    grades: Qrels,
+    asking: Asking | None,
+    choices: Callable[[], Collection[str]],
+) -> tuple[list[AnswerMetric], list[Metric]]:
+    """The metrics of answers and of selections: those named, once each, or those that suit the queries.
+
+    Each can be asked of some query.
+    """
+    names = list(dict.fromkeys(settings.metrics))
+    of_answers = [name for name in names if is_answer_metric(name)]
+    if asking is None and of_answers:
+        raise InvalidInput(f"the metric {of_answers[0]} without a language model", fix="name one: --backend, asking=")
+    if asking is not None and names and not of_answers:
+        raise InvalidInput(
+            "a language model and no metric of its answers", expected=f"one of {', '.join(ANSWER_METRICS)}"
+        )
+    judges = [answer_metric(name, choices) for name in (of_answers if names or asking is None else ["exact", "f1"])]
+    chosen = [metric(name) for name in names if name not in of_answers] if names else default_metrics(queries, grades)
+    needs = {
+        one.name: NEEDS[one.needs] for one in chosen if not any(one.judges(q, grades.get(q.id, {})) for q in queries)
+    }
+    needs |= {one.name: "a true answer" for one in judges if not any(map(one.judges, queries))}
+    for name, what in needs.items():
+        raise InvalidInput(f"the metric {name} where no query has {what}", fix="name the field, or another metric")
+    return judges, chosen
+
+
+def _choices(snapshot: Snapshot) -> set[str]:
+    """The outputs and labels of the pool; of more than can be a choice, as many as show it."""
+    found: set[str] = set()
+    for _, example in snapshot.present():
+        found.update(filter(None, (example.output_text, *example.labels)))
+        if len(found) > 4 * MOST_CHOICES:
+            break
+    return found
+
+
+def _judged_answers(judges: Sequence[AnswerMetric], answers: Answers, queries: Sequence[Example]) -> Values:
+    """What the answers are worth, NaN where there is none; shape (judges, recipes, queries)."""
+    values = np.full((len(judges), len(answers.texts), len(queries)), np.nan)
+    for number, one in enumerate(judges):
+        for row, texts in enumerate(answers.texts.values()):
+            for place, (query, text) in enumerate(zip(queries, texts, strict=True)):
+                if text is not None and one.judges(query):
+                    values[number, row, place] = one.value(text, query)
+    if np.isnan(values).any(axis=1).all():
+        raise InvalidInput(
+            f"no query was answered under every recipe: {answers.left_out} prompts were left out by the budget, "
+            f"{answers.failed} calls failed{': ' if answers.failed else ''}{answers.first_failure}",
+            fix="raise the budget, or see why they failed; what was answered is kept",
+        )
+    return values
+
+
+def _left_out(answers: Answers, queries: int) -> list[str]:
+    """What of the answers is missing."""
+    notes = []
+    complete = sum(None not in texts for texts in zip(*answers.texts.values(), strict=True))
+    if answers.left_out:
+        notes.append(f"the budget left out {answers.left_out} prompts")
+    if answers.failed:
+        notes.append(f"{answers.failed} calls failed, first: {answers.first_failure}")
+    if complete < queries:
+        notes.append(f"answers are judged on the {complete} of {queries} queries that have one under every recipe")
+    return notes
 
 
 def _recipes(
@@ -197,12 +289,14 @@ class _Measured:
         values: Of each metric for each query, NaN where it cannot be asked; shape (metrics, queries).
         ids: The demonstrations of each query.
         recipe: The settings, with every default filled in.
+        prompts: The prompt of each query; empty where nothing asks for it.
         milliseconds: The mean time of a selection.
     """
 
     values: Values
     ids: Sequence[tuple[str, ...]]
     recipe: Recipe
+    prompts: Sequence[Prompt]
     milliseconds: float
 
 
@@ -216,38 +310,45 @@ class _Task:
     qrels: Qrels
     metrics: Sequence[Metric]
     prompt: PromptOptions
+    keep_prompts: bool
     progress: Callable[[str, int, int], None]
 
     def measure(self, name: str, recipe: Recipe) -> _Measured:
         """Answers every query by one recipe and judges the answers."""
         values = np.full((len(self.metrics), len(self.queries)), np.nan)
         ids: list[tuple[str, ...]] = []
+        prompts: list[Prompt] = []
+        counted = any(one.name == "tokens" for one in self.metrics)
         took, started = 0.0, time.perf_counter()
         asked = map(without_answer, self.queries)
         for place, selection in enumerate(self.retriever.select_many(asked, recipe=recipe)):
             took += time.perf_counter() - started
-            judged = self._judged(selection, self.queries[place])
+            made = (
+                self.retriever.prompt(selection, prompt_options=self.prompt) if counted or self.keep_prompts else None
+            )
+            if made is not None and self.keep_prompts:
+                prompts.append(made)
+            judged = self._judged(selection, self.queries[place], None if made is None else made.tokens)
             for number, one in enumerate(self.metrics):
                 if one.judges(judged.truth, judged.grades):
                     values[number, place] = one(judged)
             ids.append(selection.ids)
             self.progress(name, place + 1, len(self.queries))
             started = time.perf_counter()
-        return _Measured(values, ids, selection.recipe, 1e3 * took / len(self.queries))
+        return _Measured(values, ids, selection.recipe, prompts, 1e3 * took / len(self.queries))
 
-    def _judged(self, selection: Selection, truth: Example) -> Judged:
+    def _judged(self, selection: Selection, truth: Example, tokens: int | None) -> Judged:
         if (selection.generation, selection.revision) != _state(self.snapshot):
             raise InvalidInput("the index changed while it was evaluated", fix="evaluate it again")
         places = self.snapshot.places_of(selection.ids)
         rows = np.array([places[identity] for identity in selection.ids], dtype=np.int64)
-        counted = any(one.name == "tokens" for one in self.metrics)
         return Judged(
             truth,
             tuple(demonstration.example for demonstration in selection),
             tuple(demonstration.score for demonstration in selection),
             self.snapshot.index.dense.vectors(rows),
             selection.recipe.select.k,
-            self.retriever.prompt(selection, prompt_options=self.prompt).tokens if counted else None,
+            tokens,
             self.qrels.get(truth.id, {}),
         )
 

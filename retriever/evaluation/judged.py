@@ -34,7 +34,7 @@ from retriever.ranking.template_key import template_key
 Grades: TypeAlias = Mapping[str, float]
 """The relevance of documents by their ids."""
 
-NEEDS = {"labels": "a label", "outputs": "an output", "qrels": "a relevance judgement", "": "", "answers": "an output"}
+NEEDS = {"labels": "a label", "outputs": "an output", "qrels": "a relevance judgement", "": "anything"}
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,7 @@ class Metric:
 
     Attributes:
         name: What it is asked for by, `@N` included.
-        needs: What must be known of a query: `labels`, `outputs`, `qrels`, `answers` (an output, and a language model),
-            or nothing.
+        needs: What must be known of a query: `labels`, `outputs`, `qrels`, or nothing.
         better: 1 where more is better, -1 where less is, 0 where neither is by itself.
         value: Of a selection.
         depth: How many demonstrations it looks at; None for all.

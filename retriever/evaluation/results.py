@@ -107,11 +107,13 @@ class QueryResult:
         query: With its true output and labels.
         values: The first metric by recipe.
         demonstrations: Their ids by recipe, best first.
+        answers: What a language model answered, by recipe; empty without one.
     """
 
     query: Example
     values: Mapping[str, float]
     demonstrations: Mapping[str, tuple[str, ...]]
+    answers: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class Evaluation:
         index: What the index is known by: examples, generation, revision and chain.
         asked: `leave-one-out` or `queries`.
         queries: How many queries.
-        settings: Guard, seed, resamples and level.
+        settings: Guard, seed, resamples and level, and the language model if there is one.
         recipes: What was compared.
         metrics: By what; the first is what labels and worst queries are broken down by.
         labels: Each label, the worst of the first metric's reference recipe first.
@@ -174,6 +176,7 @@ class Evaluation:
                     "query": one.query.to_dict(),
                     "values": _rounded(one.values),
                     "demonstrations": {name: list(ids) for name, ids in one.demonstrations.items()},
+                    **({"answers": dict(one.answers)} if one.answers else {}),
                 }
                 for one in self.worst
             ],

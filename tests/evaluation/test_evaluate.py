@@ -15,7 +15,6 @@ from retriever.errors import Incompatible, InvalidInput
 from retriever.evaluation.comparison import compared
 from retriever.evaluation.evaluate import EvalSettings, recipes_of
 from retriever.evaluation.intervals import Bootstrap
-from retriever.evaluation.judged import METRICS
 from retriever.evaluation.metrics import precision
 from tests.support import build
 
@@ -76,7 +75,7 @@ def test_a_recipe_that_is_worse_is_told_apart_with_its_interval(pool):
 
 
 def compare(better, *rows):
-    return compared(replace(METRICS["hit"], better=better), [*"abc"][: len(rows)], np.array(rows), Bootstrap(200))
+    return compared("hit", better, [*"abc"][: len(rows)], np.array(rows), Bootstrap(200))
 
 
 def test_less_can_be_better_and_equals_go_to_the_first():
