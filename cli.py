@@ -18,6 +18,7 @@ from retriever.display import (
     emit_csv,
     note,
     show_audit,
+    show_cost,
     show_curation,
     show_evaluation,
     show_plan,
@@ -27,6 +28,7 @@ from retriever.display import (
 )
 from retriever.interrupt import insisting
 from retriever.options import (
+    ASKING,
     BUDGET,
     EMBEDDER,
     EVALUATION,
@@ -44,6 +46,7 @@ from retriever.options import (
     Query,
     RecipeFile,
     Trust,
+    asking_of,
     embedder_of,
     eval_settings_of,
     fields_of,
@@ -690,7 +693,14 @@ def audit(
 
 @app.command(name="eval", no_args_is_help=True)
 @_reported
-@with_options(evaluation=EVALUATION, fields=FIELDS, prompt_options=PROMPT, embedder=EMBEDDER, limits=PROMPT_LIMITS)
+@with_options(
+    evaluation=EVALUATION,
+    model=ASKING,
+    fields=FIELDS,
+    prompt_options=PROMPT,
+    embedder=EMBEDDER,
+    limits=PROMPT_LIMITS,
+)
 def evaluate_(
     index: Index,
     queries: Annotated[
@@ -713,6 +723,7 @@ def evaluate_(
     trust: Trust = False,
     *,
     evaluation: Mapping[str, object],
+    model: Mapping[str, object],
     fields: Mapping[str, object],
     prompt_options: Mapping[str, object],
     embedder: Mapping[str, object],
@@ -723,6 +734,7 @@ def evaluate_(
     \b
     retriever eval tickets.index --leave-one-out 500
     retriever eval tickets.index test.jsonl --recipe mmr.toml --metric precision --metric tokens --as csv
+    retriever eval tickets.index test.jsonl --backend openai:gpt-4o-mini --metric exact --max-calls 300
     """
     from retriever.evaluation.evaluate import evaluate, recipes_of
     from retriever.evaluation.queries import read_qrels
@@ -733,6 +745,7 @@ def evaluate_(
     named = fields_of(fields)
     asked = None if queries is None else read_queries(str(queries), fields=named, format=format, on_bad=bad)
     judged = None if qrels is None else read_qrels(qrels)
+    asking = asking_of(model)
     with _open(index, embedder, trust=trust, limits=limits) as retriever, progress() as shown:
         found = evaluate(
             retriever,
@@ -741,6 +754,8 @@ def evaluate_(
             leave_one_out=leave_one_out,
             qrels=judged,
             settings=settings,
+            asking=asking,
+            on_cost=show_cost,
             progress=shown,
         )
     bad.report()

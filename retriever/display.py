@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from retriever import BadRow, Demonstration, Example, Prompt, Selection
     from retriever.curation.audit import Audit
     from retriever.curation.curate import Curation
+    from retriever.evaluation.asking import Cost
     from retriever.evaluation.intervals import Interval
     from retriever.evaluation.results import Evaluation, Score
     from retriever.example import Json
@@ -211,6 +212,15 @@ def show_evaluation(found: Evaluation, *, worst: int, times: bool) -> None:
         )
     for line in found.notes:
         note(line)
+
+
+def show_cost(cost: Cost) -> None:
+    """What a language model will be asked, on standard error."""
+    left_out = f", {cost.left_out:,} left out by the budget" if cost.left_out else ""
+    say(
+        f"{cost.prompts:,} prompts: {cost.kept:,} answered before, {cost.calls:,} calls{left_out}; about "
+        f"{cost.prompt_tokens:,} tokens of prompts and at most {cost.answer_tokens:,} of answers"
+    )
 
 
 def _figures(score: Score, level: str) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """Answers of language models, kept by backend and prompt, so that no question is paid for twice.
 
 A SQLite file with one row for each answer: the key, which is a digest of the backend's identity and of the prompt, the
-answer, and a hash of both, which is compared whenever the answer is read. An answer is on the disk before `put` returns.
-Keys tell nothing of prompts or credentials.
+answer, and a hash of both, which is compared whenever the answer is read. An answer is on the disk before `put`
+returns. Keys tell nothing of prompts or credentials.
 """
 
 from __future__ import annotations
@@ -39,6 +39,12 @@ def backend_identity(spec: str, settings: BackendSettings) -> str:
         url = os.environ.get("OPENAI_BASE_URL", "").strip() or None
     parts = [spec, settings.max_tokens, settings.temperature, settings.seed, None if url is None else shown_url(url)]
     return json.dumps(parts)
+
+
+def shown_backend(spec: str) -> str:
+    """A backend's description as it may be shown: of a command line, which can hold credentials, the program alone."""
+    kind, _, rest = spec.partition(":")
+    return f"{kind}:{rest.strip().split()[0]}" if kind.startswith("command") and rest.strip() else spec
 
 
 def prompt_key(identity: str, prompt: Prompt) -> str:

@@ -1,21 +1,27 @@
 """Asking a language model all prompts of an evaluation: within a budget, several at once, and none twice.
 
-What will be asked is settled before the first call: prompts in their order, all recipes of a query before the next query,
-as far as the budget reaches when every answer is as long as it may be. So a budget is never exceeded, and the same one
-asks the same, however many calls run at once. Each answer is kept as soon as it is there; what was interrupted goes on
-where it stopped, for what is kept is not asked again and costs nothing.
+What will be asked is settled before the first call: prompts in their order, all recipes of a query before the next
+query, as far as the budget reaches when every answer is as long as it may be. So a budget is never exceeded, and the
+same one asks the same, however many calls run at once. Each answer is kept as soon as it is there; what was interrupted
+goes on where it stopped, for what is kept is not asked again and costs nothing.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from retriever.backends import Backend
 from retriever.errors import BackendError, InvalidInput
 from retriever.evaluation.answers import AnswerCache, prompt_key
+from retriever.evaluation.comparison import Values
+from retriever.evaluation.judge import AnswerMetric
+from retriever.example import Example
 from retriever.prompting import Prompt
 
 MOST_FAILURES = 10
@@ -158,33 +164,59 @@ def _call_all(
     known: dict[str, str],
     progress: Callable[[str, int, int], None],
 ) -> list[str]:
-    """Adds the answers to those that are known; what the calls that failed said."""
-
-    def call(key: str) -> str:
-        answer = asking.backend(prompts[key])
-        _check(answer, asking.name)
-        cache.put(key, answer)
-        return answer
-
+    """Adds the answers to those that are known; what the calls that failed said, in the order of the prompts."""
     failures: list[str] = []
-    in_a_row = 0
+    caller = _Caller(asking, cache)
     pool = ThreadPoolExecutor(asking.concurrency, thread_name_prefix="asking")
     try:
-        running: dict[Future[str], str] = {pool.submit(call, key): key for key in prompts}
-        for done, future in enumerate(as_completed(running), start=1):
+        running = {key: pool.submit(caller, key, prompt) for key, prompt in prompts.items()}
+        for done, (key, future) in enumerate(running.items(), start=1):
             try:
-                known[running[future]] = future.result()
-                in_a_row = 0
+                known[key] = future.result()
             except BackendError as error:
                 failures.append(str(error))
-                in_a_row += 1
-                if in_a_row == MOST_FAILURES or (len(failures) == len(prompts) and not known):
+                if caller.given_up is not None:
+                    raise caller.given_up from error
+                if len(failures) == len(prompts) and not known:
                     raise
             progress("asking", done, len(prompts))
     finally:
         # Of an interrupted run, what is on its way is waited for and kept; what has not begun never is.
         pool.shutdown(cancel_futures=True)
     return failures
+
+
+class _Caller:
+    """Asks and keeps the answer; gives up when `MOST_FAILURES` calls in a row have failed, and asks no more."""
+
+    def __init__(self, asking: Asking, cache: AnswerCache) -> None:
+        self.given_up: BackendError | None = None
+        self._asking = asking
+        self._cache = cache
+        self._lock = threading.Lock()
+        self._in_a_row = 0
+
+    def __call__(self, key: str, prompt: Prompt) -> str:
+        """The answer, on the disk when this returns.
+
+        Raises:
+            BackendError: The call failed, or was not made, for too many have.
+        """
+        if self.given_up is not None:
+            raise self.given_up
+        try:
+            answer = self._asking.backend(prompt)
+            _check(answer, self._asking.name)
+        except BackendError as error:
+            with self._lock:
+                self._in_a_row += 1
+                if self._in_a_row == MOST_FAILURES:
+                    self.given_up = BackendError(f"{MOST_FAILURES} calls in a row failed, the last: {error}")
+            raise
+        self._cache.put(key, answer)
+        with self._lock:
+            self._in_a_row = 0
+        return answer
 
 
 def _check(answer: object, name: str) -> None:
@@ -194,3 +226,46 @@ def _check(answer: object, name: str) -> None:
         raise BackendError(
             f"the backend {name} returned half a character", expected="text that can be written as UTF-8"
         )
+
+
+def values_of(answers: Answers, judges: Sequence[AnswerMetric], queries: Sequence[Example]) -> Values:
+    """What the answers are worth, NaN where there is none or nothing to compare it with.
+
+    Args:
+        answers: Of some recipes to the queries.
+        judges: The metrics.
+        queries: With their true outputs and labels.
+
+    Returns:
+        Shape (judges, recipes, queries).
+
+    Raises:
+        InvalidInput: A metric has not one query that was answered under every recipe.
+    """
+    values = np.full((len(judges), len(answers.texts), len(queries)), np.nan)
+    for number, one in enumerate(judges):
+        for row, texts in enumerate(answers.texts.values()):
+            for place, (query, text) in enumerate(zip(queries, texts, strict=True)):
+                if text is not None and one.judges(query):
+                    values[number, row, place] = one.value(text, query)
+    if np.isnan(values).any(axis=1).all(axis=1).any():
+        raise InvalidInput(
+            "no query that can be judged was answered under every recipe: " + "; ".join(missing(answers)),
+            fix="raise the budget, or see why calls failed; what was answered is kept",
+        )
+    return values
+
+
+def missing(answers: Answers) -> list[str]:
+    """What of the answers there is not, a sentence each; nothing when all are there."""
+    complete = [None not in texts for texts in zip(*answers.texts.values(), strict=True)]
+    notes = []
+    if answers.left_out:
+        notes.append(f"the budget left out {answers.left_out} prompts")
+    if answers.failed:
+        notes.append(f"{answers.failed} calls failed, the first: {answers.first_failure}")
+    if not all(complete):
+        notes.append(
+            f"answers are judged on the {sum(complete)} of {len(complete)} queries with one under every recipe"
+        )
+    return notes

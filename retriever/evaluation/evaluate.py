@@ -19,7 +19,7 @@ import numpy as np
 
 from indexes.hybrid import MODES
 from retriever.errors import InvalidInput
-from retriever.evaluation.asking import Answers, Asking, Cost, ask
+from retriever.evaluation.asking import Asking, Cost, ask, missing, values_of
 from retriever.evaluation.comparison import Values, by_label, by_query, compared
 from retriever.evaluation.intervals import Bootstrap
 from retriever.evaluation.judge import ANSWER_METRICS, MOST_CHOICES, AnswerMetric, answer_metric, is_answer_metric
@@ -124,8 +124,8 @@ def evaluate(
     if asking is not None:
         prompts = {name: one.prompts for name, one in measured.items()}
         answers = ask(asking, prompts, on_cost=on_cost, progress=progress)
-        values = np.concatenate([_judged_answers(judges, answers, asked), values])
-        notes += _left_out(answers, len(asked))
+        values = np.concatenate([values_of(answers, judges, asked), values])
+        notes += missing(answers)
     named = [(one.name, 1) for one in judges] + [(one.name, one.better) for one in metrics]
     results = [
         compared(name, better, list(measured), values[place], settings.bootstrap)
@@ -231,36 +231,6 @@ def _choices(snapshot: Snapshot) -> set[str]:
         if len(found) > 4 * MOST_CHOICES:
             break
     return found
-
-
-def _judged_answers(judges: Sequence[AnswerMetric], answers: Answers, queries: Sequence[Example]) -> Values:
-    """What the answers are worth, NaN where there is none; shape (judges, recipes, queries)."""
-    values = np.full((len(judges), len(answers.texts), len(queries)), np.nan)
-    for number, one in enumerate(judges):
-        for row, texts in enumerate(answers.texts.values()):
-            for place, (query, text) in enumerate(zip(queries, texts, strict=True)):
-                if text is not None and one.judges(query):
-                    values[number, row, place] = one.value(text, query)
-    if np.isnan(values).any(axis=1).all():
-        raise InvalidInput(
-            f"no query was answered under every recipe: {answers.left_out} prompts were left out by the budget, "
-            f"{answers.failed} calls failed{': ' if answers.failed else ''}{answers.first_failure}",
-            fix="raise the budget, or see why they failed; what was answered is kept",
-        )
-    return values
-
-
-def _left_out(answers: Answers, queries: int) -> list[str]:
-    """What of the answers is missing."""
-    notes = []
-    complete = sum(None not in texts for texts in zip(*answers.texts.values(), strict=True))
-    if answers.left_out:
-        notes.append(f"the budget left out {answers.left_out} prompts")
-    if answers.failed:
-        notes.append(f"{answers.failed} calls failed, first: {answers.first_failure}")
-    if complete < queries:
-        notes.append(f"answers are judged on the {complete} of {queries} queries that have one under every recipe")
-    return notes
 
 
 def _recipes(
