@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from retriever.curation.curate import Curation
     from retriever.evaluation.asking import Cost
     from retriever.evaluation.intervals import Interval
-    from retriever.evaluation.results import Evaluation, Score
+    from retriever.evaluation.results import Evaluation, MetricResult, QueryResult, Score
     from retriever.example import Json
     from retriever.plan import BuildPlan
     from retriever.repair import Repair
@@ -198,20 +198,19 @@ def show_evaluation(found: Evaluation, *, worst: int, times: bool) -> None:
             typer.echo(f"{len(found.labels) - worst:,} more labels not listed")
     if found.worst and worst:
         typer.echo(f"\n{first.metric} by query, worst of {printable(first.reference)} first")
-        typer.echo(
-            table(
-                [
-                    {
-                        first.metric: _figure(one.values[first.reference]),
-                        "id": printable(one.query.id, width=24),
-                        "query": _shown(one.query),
-                    }
-                    for one in found.worst
-                ]
-            )
-        )
+        typer.echo(table([_queried(one, first) for one in found.worst]))
     for line in found.notes:
         note(line)
+
+
+def _queried(one: QueryResult, first: MetricResult) -> dict[str, str]:
+    answered = {"answer": printable(one.answers.get(first.reference, "–"), width=30)} if one.answers else {}
+    return {
+        first.metric: _figure(one.values[first.reference]),
+        "id": printable(one.query.id, width=24),
+        **answered,
+        "query": _shown(one.query),
+    }
 
 
 def show_cost(cost: Cost) -> None:

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 import cli
+from retriever.evaluation.judge import ANSWER_METRICS
 from retriever.evaluation.judged import METRICS
 from tests.test_docs import section
 
@@ -129,5 +130,6 @@ def test_what_cannot_be_evaluated_is_refused_with_exit_code_2(made, arguments, s
 
 
 def test_the_readme_lists_every_metric():
-    told = section("README.md", "Evaluate")
+    told, answers = section("README.md", "Evaluate"), section("README.md", "With a language model")
     assert [name for name in METRICS if f"`{name}`" not in told] == []
+    assert [name for name in ANSWER_METRICS if f"`{name}`" not in answers] == []
