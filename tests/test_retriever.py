@@ -14,7 +14,7 @@ from retriever import BadRow, Example, IndexSettings, Recipe, Retriever, Templat
 from retriever.embedders.base import unit_rows
 from retriever.errors import BadRows, IndexMissing, InvalidInput, TemplateError
 from retriever.prompting import load_counter
-from retriever.selector import Selector
+from retriever.selector import MAX_BLOCK, Selector
 
 MODES = ("hybrid", "dense", "lexical")
 STRATEGIES = ("top", "random", "fixed")
