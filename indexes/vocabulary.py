@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -24,7 +25,8 @@ class Vocabulary:
     def __init__(self, blob: NDArray[np.uint8], offsets: NDArray[np.int64]) -> None:
         self.blob = blob
         self.offsets = offsets
-        self._bytes = blob.data
+        # Reading a number or some bytes through a memoryview takes half the time.
+        self._bytes, self._starts = blob.data, offsets.data
 
     @classmethod
     def from_terms(cls, terms: Iterable[str]) -> Vocabulary:
@@ -42,19 +44,13 @@ class Vocabulary:
 
     def encoded(self, number: int) -> bytes:
         """The UTF-8 bytes of a term by its number."""
-        return bytes(self._bytes[self.offsets[number] : self.offsets[number + 1]])
+        return bytes(self._bytes[self._starts[number] : self._starts[number + 1]])
 
     def find(self, term: str) -> int:
         """The number of a term; -1 when it is not there."""
         wanted = term.encode("utf-8", "surrogatepass")
-        low, high = 0, len(self)
-        while low < high:
-            middle = (low + high) // 2
-            if self.encoded(middle) < wanted:
-                low = middle + 1
-            else:
-                high = middle
-        return low if low < len(self) and self.encoded(low) == wanted else -1
+        number = bisect_left(range(len(self)), wanted, key=self.encoded)
+        return number if number < len(self) and self.encoded(number) == wanted else -1
 
 
 def check_vocabulary(vocabulary: Vocabulary, name: str) -> None:
