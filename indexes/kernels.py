@@ -112,9 +112,10 @@ def _compiled() -> Kernels | None:
     # Without `fastmath` LLVM neither reorders nor contracts; dividing by 0 gives what IEEE 754 says, as in NumPy.
     compiled = partial(numba.njit, nogil=True, error_model="numpy")
     add = numba.void(
-        numba.float64[:, :], numba.int64, numba.int64, numba.int64[::1],
+        numba.float64[:, ::1], numba.int64, numba.int64[::1],
         numba.int64[::1], numba.int64[::1], numba.float64[::1], numba.float64[::1], numba.uint8[::1],
-        int32s, int32s, doubles, numba.float64[::1], numba.int64, numba.float64, numba.float64,
+        int32s, int32s, int32s, numba.float64[::1],
+        numba.int64, numba.float64, numba.float64, numba.float64, numba.float64,
     )  # fmt: skip
     best = numba.int64[::1](int64s, doubles, numba.int64)
     return Kernels(compiled(add)(_adding(compiled()(_until), compiled()(_weigh))), compiled(best)(_best))
@@ -135,15 +136,19 @@ def _weigh(
     out: Doubles,
     rows: NDArray[np.int32],
     counts: NDArray[np.int32],
-    norms: Doubles,
+    lengths: NDArray[np.int32],
     idf: float,
     form: int,
+    mean: float,
     k1: float,
+    b: float,
     delta: float,
 ) -> None:
     """What each of some postings adds, idf · tf-part; the formulas are those of `indexes.lexical`."""
     for i in range(len(rows)):  # by itself, so that the arithmetic below is done on several at once
-        out[i] = norms[np.uint32(rows[i])]
+        out[i] = np.float64(lengths[np.uint32(rows[i])])
+    for i in range(len(rows)):
+        out[i] = 1.0 - b + b * (out[i] / mean)
     if form == L:
         for i in range(len(rows)):
             normalised = np.float64(counts[i]) / out[i] + delta
@@ -158,13 +163,12 @@ def _weigh(
             out[i] = idf * (count * (k1 + 1.0) / (count + k1 * out[i]))
 
 
-def _adding(until: Callable[..., int], weigh: Callable[..., None]) -> Callable[..., None]:  # noqa: C901
+def _adding(until: Callable[..., int], weigh: Callable[..., None]) -> Callable[..., None]:
     """The loop that adds to scores, over two compiled ones."""
 
-    def add(  # noqa: C901
+    def add(
         scores: Doubles,
-        begin: int,
-        end: int,
+        base: int,
         queries: NDArray[np.int64],
         starts: NDArray[np.int64],
         stops: NDArray[np.int64],
@@ -173,18 +177,19 @@ def _adding(until: Callable[..., int], weigh: Callable[..., None]) -> Callable[.
         ways: NDArray[np.uint8],
         rows: NDArray[np.int32],
         counts: NDArray[np.int32],
-        norms: Doubles,
+        lengths: NDArray[np.int32],
         weights: Doubles,
         form: int,
+        mean: float,
         k1: float,
+        b: float,
         delta: float,
     ) -> None:
-        """Adds to the scores of a run of rows what the terms of some queries contribute, in the order of the terms.
+        """Adds to the scores of a part what the terms of some queries contribute, in the order of the terms.
 
         Args:
-            scores: float64, shape (queries, rows).
-            begin: The first row that is looked at.
-            end: The row behind the last one.
+            scores: Of all rows of all parts, shape (queries, all rows).
+            base: Where the part's rows begin among them; what follows is of the part alone.
             queries: Where the terms of each query begin, and the end, shape (queries + 1,).
             starts: Where the postings of each term begin, shape (terms,); overwritten.
             stops: Where they end.
@@ -193,23 +198,21 @@ def _adding(until: Callable[..., int], weigh: Callable[..., None]) -> Callable[.
             ways: `UNKNOWN`, `SEEN` or `STORED` for each.
             rows: Of all postings.
             counts: Of all postings.
-            norms: Of all rows.
+            lengths: Of all rows.
             weights: What each posting adds, idf · tf-part, where it is stored.
             form: `OKAPI`, `PLUS` or `L`.
-            k1: The parameter.
-            delta: The parameter.
+            mean: Of the lengths.
+            k1: A parameter of the formulas, as are the two that follow.
+            b: A parameter.
+            delta: A parameter.
         """
         chunk = np.empty(_CHUNK)
-        if begin > 0:
-            for term in range(len(starts)):
-                starts[term] = until(rows, starts[term], stops[term], begin)
-        for low in range(begin, end, _ROWS):
-            high = min(low + _ROWS, end)
+        for high in range(_ROWS, len(lengths) + _ROWS, _ROWS):
             for query in range(len(queries) - 1):
-                of = scores[query]
+                of = scores[query, base:]
                 for term in range(queries[query], queries[query + 1]):
                     start, repeats, way = starts[term], times[term], ways[term]
-                    stop = until(rows, start, stops[term], high) if high < len(norms) else stops[term]
+                    stop = until(rows, start, stops[term], high) if high < len(lengths) else stops[term]
                     starts[term] = stop
                     if way == STORED:
                         for i in range(start, stop):
@@ -217,7 +220,8 @@ def _adding(until: Callable[..., int], weigh: Callable[..., None]) -> Callable[.
                         continue
                     for first in range(start, stop, _CHUNK):
                         here = rows[first : min(first + _CHUNK, stop)]
-                        weigh(chunk, here, counts[first : first + len(here)], norms, idfs[term], form, k1, delta)
+                        often = counts[first : first + len(here)]
+                        weigh(chunk, here, often, lengths, idfs[term], form, mean, k1, b, delta)
                         if way == SEEN:
                             weights[first : first + len(here)] = chunk[: len(here)]
                         for i in range(len(here)):

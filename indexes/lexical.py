@@ -12,10 +12,8 @@ CIKM 2011 (plus); Kamphuis et al., "Which BM25 do you mean?", ECIR 2020 (lucene,
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -142,12 +140,6 @@ class _Term:
     spans: tuple[tuple[int, int, int, int], ...]
 
 
-_LEAST_ROWS = 1 << 14
-"""Rows that are worth a thread."""
-
-_Arrays: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int64], Scores, Scores, NDArray[np.uint8]]
-
-
 def _shared(places: NDArray[np.int64], ways: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """What is to be done about the weights of terms that come several times: stored the first time, then read."""
     _, first, inverse, often = np.unique(places, return_index=True, return_inverse=True, return_counts=True)
@@ -173,7 +165,6 @@ class _Part:
     Attributes:
         postings: Its postings.
         begin: Its first row.
-        norms: Of its rows, float64.
         weights: What each posting adds to a score, idf · tf-part, float64, shape (postings,), where it was stored. What
             was not is memory that is not in use.
         ways: Of each term, what is to be done about its weights, uint8, shape (terms,): `UNKNOWN` at first, `SEEN` once
@@ -182,16 +173,16 @@ class _Part:
 
     postings: Postings
     begin: int
-    norms: Scores
     weights: Scores
     ways: NDArray[np.uint8]
 
     @classmethod
-    def of(cls, postings: Postings, begin: int, norms: Scores) -> _Part:
+    def of(cls, postings: Postings, begin: int) -> _Part:
         """With nothing stored."""
-        plain = replace(postings, rows=_read_only(postings.rows), counts=_read_only(postings.counts))
+        arrays = {name: _read_only(getattr(postings, name)) for name in ("rows", "counts", "lengths")}
+        plain = replace(postings, **arrays)
         ways = np.zeros(len(postings.vocabulary), np.uint8)
-        return cls(plain, begin, _read_only(norms), np.empty(len(plain.rows)), ways)
+        return cls(plain, begin, np.empty(len(plain.rows)), ways)
 
 
 def _read_only(array: NDArray[Number]) -> NDArray[Number]:
@@ -221,17 +212,13 @@ class BM25Index:
         self.settings = settings or BM25()
         removed = removed or {}
         self._removed = Counter(term for terms in removed.values() for term in set(terms))
-        lengths = np.concatenate([np.empty(0, np.int32), *(segment.lengths for segment in segments)])
-        self._documents = len(lengths) - len(removed)
-        total = int(lengths.sum(dtype=np.int64)) - sum(map(len, removed.values()))
-        mean = total / self._documents if self._documents and total else 1.0
-        norms = 1.0 - self.settings.b + self.settings.b * (lengths / mean)
         ends = list(accumulate(map(len, segments)))
-        self._parts = [
-            _Part.of(segment, end - len(segment), norms[end - len(segment) : end])
-            for segment, end in zip(segments, ends, strict=True)
-        ]
-        self._size = len(norms)
+        self._size = ends[-1] if ends else 0
+        self._documents = self._size - len(removed)
+        total = sum(int(segment.lengths.sum(dtype=np.int64)) for segment in segments)
+        total -= sum(map(len, removed.values()))
+        self._mean = total / self._documents if self._documents and total else 1.0
+        self._parts = [_Part.of(segment, end - len(segment)) for segment, end in zip(segments, ends, strict=True)]
         self._terms: dict[str, _Term] = {}
 
     def __len__(self) -> int:
@@ -265,7 +252,7 @@ class BM25Index:
         compiled = kernels.after(work)
         for part, terms_of in zip(self._parts, wanted, strict=True):
             if terms_of:
-                self._add(part, terms_of, scores[:, part.begin : part.begin + len(part.postings)], compiled)
+                self._add(part, terms_of, scores, compiled)
         return scores
 
     def _add(self, part: _Part, wanted: list[_Wanted], scores: Scores, compiled: kernels.Kernels | None) -> None:
@@ -277,33 +264,16 @@ class BM25Index:
             ways = _shared(places, ways)
         if compiled is None:
             for one, way in zip(wanted, ways.tolist(), strict=True):
-                self._add_one(part, one, way, scores[one.query])
+                self._add_one(part, one, way, scores[one.query, part.begin :])
         else:
             bounds = np.searchsorted(np.array(queries), np.arange(len(scores) + 1))
-            arrays = np.array(starts), np.array(stops), np.array(idfs), np.array(times, np.float64), ways
-            self._run(compiled, part, scores, bounds, arrays)
+            terms = np.array(starts), np.array(stops), np.array(idfs), np.array(times, np.float64), ways
+            postings, settings = part.postings, self.settings
+            arrays = postings.rows, postings.counts, postings.lengths, part.weights
+            numbers = self._mean, settings.k1, settings.b, settings.lower_bound
+            form = _FORMS.get(settings.variant, kernels.OKAPI)
+            compiled.add(scores, part.begin, bounds, *terms, *arrays, form, *numbers)
         part.ways[places] = np.minimum(ways + 1, kernels.STORED)
-
-    def _run(
-        self, compiled: kernels.Kernels, part: _Part, scores: Scores, bounds: NDArray[np.int64], terms: _Arrays
-    ) -> None:
-        """The same, compiled; for a block of queries on every core, each of which has rows of its own."""
-        starts, *others = terms
-        postings, settings, size = part.postings, self.settings, scores.shape[1]
-        form = _FORMS.get(settings.variant, kernels.OKAPI)
-        arrays = postings.rows, postings.counts, part.norms, part.weights
-
-        def run(begin: int, end: int) -> None:
-            numbers = form, settings.k1, settings.lower_bound
-            compiled.add(scores, begin, end, bounds, starts.copy(), *others, *arrays, *numbers)
-
-        cores = min(len(os.sched_getaffinity(0)), size // _LEAST_ROWS) if len(scores) > 1 else 1
-        if cores <= 1:
-            run(0, size)
-        else:
-            ends = np.linspace(0, size, cores + 1, dtype=np.int64).tolist()
-            with ThreadPoolExecutor(cores) as pool:
-                list(pool.map(run, ends[:-1], ends[1:]))
 
     def _add_one(self, part: _Part, one: _Wanted, way: int, scores: Scores) -> None:
         """Adds what one term contributes to one query in one part, with NumPy."""
@@ -314,7 +284,8 @@ class BM25Index:
             if way == kernels.STORED:
                 weights = part.weights[here]
             else:
-                weights = one.idf * self._tf(postings.counts[here].astype(np.float64), part.norms[rows])
+                norms = 1.0 - self.settings.b + self.settings.b * (postings.lengths[rows] / self._mean)
+                weights = one.idf * self._tf(postings.counts[here].astype(np.float64), norms)
                 if way == kernels.SEEN:
                     part.weights[here] = weights
             np.add.at(scores, rows, weights if one.times == 1 else one.times * weights)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from indexes.errors import InvalidInput
+
+_HEADS = 256
 
 
 class Vocabulary:
@@ -42,6 +45,15 @@ class Vocabulary:
     def __iter__(self) -> Iterator[str]:
         return (self.encoded(number).decode("utf-8", "surrogatepass") for number in range(len(self)))
 
+    @cached_property
+    def _stride(self) -> int:
+        return len(self) // _HEADS + 1
+
+    @cached_property
+    def _heads(self) -> list[bytes]:
+        """Every so manieth term, which spares half of the steps of a search."""
+        return [self.encoded(number) for number in range(0, len(self), self._stride)]
+
     def encoded(self, number: int) -> bytes:
         """The UTF-8 bytes of a term by its number."""
         return bytes(self._bytes[self._starts[number] : self._starts[number + 1]])
@@ -49,7 +61,11 @@ class Vocabulary:
     def find(self, term: str) -> int:
         """The number of a term; -1 when it is not there."""
         wanted = term.encode("utf-8", "surrogatepass")
-        number = bisect_left(range(len(self)), wanted, key=self.encoded)
+        heads = self._heads
+        # What is before the wanted term's head is less than it, what is at the head behind it is not.
+        behind = bisect_left(heads, wanted)
+        span = range(len(self))[max(0, behind - 1) * self._stride : behind * self._stride + 1]
+        number = span.start + bisect_left(span, wanted, key=self.encoded)
         return number if number < len(self) and self.encoded(number) == wanted else -1
 
 
