@@ -179,8 +179,12 @@ class _Part:
     @classmethod
     def of(cls, postings: Postings, begin: int) -> _Part:
         """With nothing stored."""
-        arrays = {name: _read_only(getattr(postings, name)) for name in ("rows", "counts", "lengths")}
-        plain = replace(postings, **arrays)
+        plain = replace(
+            postings,
+            rows=_read_only(postings.rows),
+            counts=_read_only(postings.counts),
+            lengths=_read_only(postings.lengths),
+        )
         ways = np.zeros(len(postings.vocabulary), np.uint8)
         return cls(plain, begin, np.empty(len(plain.rows)), ways)
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from indexes.errors import InvalidInput
 
-_HEADS = 256
+_MOST_HEADS = 256
 
 
 class Vocabulary:
@@ -30,6 +30,7 @@ class Vocabulary:
         self.offsets = offsets
         # Reading a number or some bytes through a memoryview takes half the time.
         self._bytes, self._starts = blob.data, offsets.data
+        self._numbers = range(len(offsets) - 1)
 
     @classmethod
     def from_terms(cls, terms: Iterable[str]) -> Vocabulary:
@@ -47,24 +48,23 @@ class Vocabulary:
 
     @cached_property
     def _stride(self) -> int:
-        return len(self) // _HEADS + 1
+        return len(self) // _MOST_HEADS + 1
 
     @cached_property
     def _heads(self) -> list[bytes]:
-        """Every so manieth term, which spares half of the steps of a search."""
+        """Some of the terms, at equal distances; they spare half of the steps of a search."""
         return [self.encoded(number) for number in range(0, len(self), self._stride)]
 
     def encoded(self, number: int) -> bytes:
         """The UTF-8 bytes of a term by its number."""
-        return bytes(self._bytes[self._starts[number] : self._starts[number + 1]])
+        return self._bytes[self._starts[number] : self._starts[number + 1]].tobytes()
 
     def find(self, term: str) -> int:
         """The number of a term; -1 when it is not there."""
         wanted = term.encode("utf-8", "surrogatepass")
-        heads = self._heads
         # What is before the wanted term's head is less than it, what is at the head behind it is not.
-        behind = bisect_left(heads, wanted)
-        span = range(len(self))[max(0, behind - 1) * self._stride : behind * self._stride + 1]
+        behind = bisect_left(self._heads, wanted)
+        span = self._numbers[max(0, behind - 1) * self._stride : behind * self._stride + 1]
         number = span.start + bisect_left(span, wanted, key=self.encoded)
         return number if number < len(self) and self.encoded(number) == wanted else -1
 
