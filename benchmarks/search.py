@@ -7,8 +7,8 @@ count, save where a first one is meant. Cyclic garbage is not collected meanwhil
 Of the times the median, the least and the most are shown; ratios are ours to the peer's, of medians.
 
     bm25      BM25 top-10 of 12 terms beside bm25s with numba, by NumPy and compiled: of an index that was not asked
-              before, of one that was asked 200 others, of one that was asked the same; all queries as a block on every
-              core; on at most 20,000 examples beside rank-bm25
+              before, of one that was asked 200 others, of one that was asked the same, and all queries at once; on at
+              most 20,000 examples beside rank-bm25
     build     postings of tokenized texts beside the index of bm25s
     dense     exact top-50 beside a product in NumPy and beside FAISS, one query
     select    hybrid and MMR, k = 8, vector given, on at most 50,000 examples, beside the two bare searches; and on at
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -95,11 +96,11 @@ def bm25_rows(size: Size, folder: Path) -> Iterator[Row]:
     tokens, asked = tokenized(size.examples), tokenized(size.queries, 1)
     postings = Postings.from_documents(tokens)
     peer = synthetic.bm25s_index(tokens) if installed(BM25S) else None
-    kernels.ENOUGH = sys.maxsize  # compiled when it is said
-    yield from single_rows(postings, asked, peer, size.repeats, "NumPy")
-    if kernels.load() is not None:
-        yield from single_rows(postings, asked, peer, size.repeats, "compiled")
-    yield block_row(postings, asked, peer, size.repeats)
+    for how, enough in {"NumPy": math.inf, "compiled": 0}.items():
+        with kernels.using(kernels.Loader(enough)):
+            if enough or kernels.load() is not None:
+                yield from single_rows(postings, asked, peer, size.repeats, how)
+                yield block_row(postings, asked, peer, size.repeats, how)
     if installed(RANK_BM25):
         yield rank_bm25_row(tokens[:FOR_RANK_BM25], asked)
 
@@ -123,8 +124,8 @@ def single_rows(postings: Postings, asked: list[list[str]], peer: Any, repeats: 
         yield Row(f"{work}: {name}", times, {BM25S: 1.1}, checks if numbers is often else {})
 
 
-def block_row(postings: Postings, asked: list[list[str]], peer: Any, repeats: int) -> Row:  # noqa: ANN401
-    """All queries at once, on every core; the peer likewise."""
+def block_row(postings: Postings, asked: list[list[str]], peer: Any, repeats: int, how: str) -> Row:  # noqa: ANN401
+    """All queries at once: ours on one core, the peer on all."""
     index, rows = BM25Index([postings]), np.arange(len(postings))
     per_block = max(1, min(len(asked), BLOCK_BYTES // (8 * max(1, len(postings)))))
 
@@ -137,7 +138,7 @@ def block_row(postings: Postings, asked: list[list[str]], peer: Any, repeats: in
     if peer is not None:
         calls[BM25S] = lambda n: peer.retrieve(asked, k=10, show_progress=False, n_threads=-1)
     times = alternate(calls, range(repeats))
-    return Row(f"BM25 top-10, a block of {len(asked)}, {len(postings):,}", times, {BM25S: 1.1})
+    return Row(f"BM25 top-10, {how}, {len(postings):,}: a block of {len(asked)}", times, {BM25S: 1.1})
 
 
 def same_best(index: BM25Index, peer: Any, asked: Sequence[list[str]]) -> dict[str, bool]:  # noqa: ANN401
