@@ -24,7 +24,7 @@ from retriever.evaluation.comparison import Values, by_label, by_query, compared
 from retriever.evaluation.intervals import Bootstrap
 from retriever.evaluation.judge import ANSWER_METRICS, MOST_CHOICES, AnswerMetric, answer_metric, is_answer_metric
 from retriever.evaluation.judged import NEEDS, Judged, Metric, default_metrics, metric
-from retriever.evaluation.queries import Qrels, held_out, without_answer
+from retriever.evaluation.queries import Qrels, as_asked, held_out
 from retriever.evaluation.results import Evaluated, Evaluation
 from retriever.example import Example, Json, as_query
 from retriever.prompting import Prompt
@@ -290,7 +290,7 @@ class _Task:
         prompts: list[Prompt] = []
         counted = any(one.name == "tokens" for one in self.metrics)
         took, started = 0.0, time.perf_counter()
-        asked = map(without_answer, self.queries)
+        asked = (as_asked(query, judged=bool(self.qrels)) for query in self.queries)
         for place, selection in enumerate(self.retriever.select_many(asked, recipe=recipe)):
             took += time.perf_counter() - started
             made = (
@@ -343,7 +343,7 @@ def _notes(task: _Task, measured: Mapping[str, _Measured], given: bool) -> list[
             notes.append(f"{name}: {short} of {count} queries got fewer than {k} demonstrations")
     if count < _FEW:
         notes.append(f"{count} queries are few: intervals of fewer than {_FEW} are rough")
-    if given and (same := len(task.snapshot.places_of([query.id for query in task.queries]))):
+    if given and not task.qrels and (same := len(task.snapshot.places_of([query.id for query in task.queries]))):
         notes.append(
             f"{same} queries have ids of examples in the pool, which the guard takes for the queries themselves"
         )
