@@ -23,7 +23,8 @@ class Strings(Sequence[str]):
     def __init__(self, blob: NDArray[np.uint8], offsets: NDArray[np.int64]) -> None:
         self.blob = blob
         self.offsets = offsets
-        self._bytes = blob.data
+        # Reading a number or some bytes through a memoryview takes half the time.
+        self._bytes, self._starts = blob.data, offsets.data
 
     @classmethod
     def of(cls, strings: Iterable[str]) -> Strings:
@@ -50,7 +51,7 @@ class Strings(Sequence[str]):
 
     def encoded(self, number: int) -> bytes:
         """The UTF-8 bytes of a string by its number."""
-        return bytes(self._bytes[self.offsets[number] : self.offsets[number + 1]])
+        return self._bytes[self._starts[number] : self._starts[number + 1]].tobytes()
 
 
 class Packer:

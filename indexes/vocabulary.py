@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_left
 from collections.abc import Iterable
+from functools import cached_property
 
 import numpy as np
 
 from indexes.errors import InvalidInput
 from indexes.strings import Strings
+
+_MOST_HEADS = 256
 
 
 class Vocabulary(Strings):
@@ -23,17 +27,23 @@ class Vocabulary(Strings):
         strings = Strings.of(terms)
         return cls(strings.blob, strings.offsets)
 
+    @cached_property
+    def _stride(self) -> int:
+        return len(self) // _MOST_HEADS + 1
+
+    @cached_property
+    def _heads(self) -> list[bytes]:
+        """Some of the terms, at equal distances; they spare half of the steps of a search."""
+        return [self.encoded(number) for number in range(0, len(self), self._stride)]
+
     def find(self, term: str) -> int:
         """The number of a term; -1 when it is not there."""
         wanted = term.encode("utf-8", "surrogatepass")
-        low, high = 0, len(self)
-        while low < high:
-            middle = (low + high) // 2
-            if self.encoded(middle) < wanted:
-                low = middle + 1
-            else:
-                high = middle
-        return low if low < len(self) and self.encoded(low) == wanted else -1
+        # What is before the wanted term's head is less than it, what is at the head behind it is not.
+        behind = bisect_left(self._heads, wanted)
+        span = range(len(self))[max(0, behind - 1) * self._stride : behind * self._stride + 1]
+        number = span.start + bisect_left(span, wanted, key=self.encoded)
+        return number if number < len(self) and self.encoded(number) == wanted else -1
 
 
 def check_vocabulary(vocabulary: Vocabulary, name: str) -> None:

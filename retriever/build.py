@@ -19,7 +19,9 @@ from indexes.dense import AnnIndex, DenseIndex, Segment
 from indexes.files import Buffer
 from indexes.generation import Manifest
 from indexes.hybrid import HybridIndex, Query
-from indexes.lexical import BM25Index, Postings, RankBM25Index
+from indexes.lexical import BM25Index
+from indexes.postings import Postings
+from indexes.reference import RankBM25Index
 from indexes.vocabulary import Vocabulary
 from retriever.embedders import (
     Embedder,

@@ -29,7 +29,7 @@ from retriever.evaluation.results import Evaluated, Evaluation
 from retriever.example import Example, Json, as_query
 from retriever.prompting import Prompt
 from retriever.prompts import PromptOptions
-from retriever.ranking.guard import LEVELS
+from retriever.ranking.guard import LEVELS, normalised
 from retriever.ranking.recipe import Options, Recipe
 from retriever.recipes import RecipeLike
 from retriever.retriever import QueryLike, Retriever
@@ -224,13 +224,13 @@ def _metrics(
 
 
 def _choices(snapshot: Snapshot) -> set[str]:
-    """The outputs and labels of the pool; of more than can be a choice, as many as show it."""
+    """The outputs and labels of the pool, normalised; of more than can be a choice, as many as show it."""
     found: set[str] = set()
     for _, example in snapshot.present():
-        found.update(filter(None, (example.output_text, *example.labels)))
-        if len(found) > 4 * MOST_CHOICES:
+        found.update(map(normalised, (example.output_text, *example.labels)))
+        if len(found) > MOST_CHOICES + 1:  # the empty text is none
             break
-    return found
+    return found - {""}
 
 
 def _recipes(
