@@ -732,8 +732,7 @@ def evaluate_(
     """Compare recipes on queries whose answers are known.
 
     \b
-    retriever eval tickets.index --leave-one-out 500
-    retriever eval tickets.index test.jsonl --recipe mmr.toml --metric precision --metric tokens --as csv
+    retriever eval tickets.index --leave-one-out 500 --recipe mmr.toml
     retriever eval tickets.index test.jsonl --backend openai:gpt-4o-mini --metric exact --max-calls 300
     """
     from retriever.evaluation.evaluate import evaluate, recipes_of

@@ -3,8 +3,8 @@
 What will be asked is settled before the first call: queries in a seeded random order, all recipes of one before the
 next one, as far as the budget reaches when every answer is as long as it may be. So a budget is never exceeded, the
 same one asks the same, however many calls run at once, and what it reaches is a sample of the queries, not their
-beginning. Each answer is kept as soon as it is there; what was interrupted goes on where it stopped, for what is kept is
-not asked again and costs nothing.
+beginning. Each answer is kept as soon as it is there; what was interrupted goes on where it stopped, for what is kept
+is not asked again and costs nothing.
 """
 
 from __future__ import annotations
