@@ -57,16 +57,17 @@ class Vocabulary:
 
     def encoded(self, number: int) -> bytes:
         """The UTF-8 bytes of a term by its number."""
-        return self._bytes[self._starts[number] : self._starts[number + 1]].tobytes()
+        starts = self._starts
+        return self._bytes[starts[number] : starts[number + 1]].tobytes()
 
     def find(self, term: str) -> int:
         """The number of a term; -1 when it is not there."""
         wanted = term.encode("utf-8", "surrogatepass")
         # What is before the wanted term's head is less than it, what is at the head behind it is not.
-        behind = bisect_left(self._heads, wanted)
-        span = self._numbers[max(0, behind - 1) * self._stride : behind * self._stride + 1]
+        behind, stride = bisect_left(self._heads, wanted), self._stride
+        span = self._numbers[max(0, behind - 1) * stride : behind * stride + 1]
         number = span.start + bisect_left(span, wanted, key=self.encoded)
-        return number if number < len(self) and self.encoded(number) == wanted else -1
+        return number if number < len(self._numbers) and self.encoded(number) == wanted else -1
 
 
 def check_vocabulary(vocabulary: Vocabulary, name: str) -> None:
