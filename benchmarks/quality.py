@@ -318,7 +318,7 @@ class Table:
         self._formats = (
             f"<{max(map(len, ['data set', *names]))}",
             ">6",
-            f"<{max(len('static:all-MiniLM-L6-v2' if len(embedders) > 1 else 'all-MiniLM-L6-v2'), *map(len, embedders))}",
+            f"<{max(len('static:all-MiniLM-L6-v2'), *map(len, embedders))}",
             ">6",
             "<7",
             "<17",
