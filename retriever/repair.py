@@ -203,9 +203,9 @@ class _Remains:
 
 def _learned(stored: StoredEmbedder) -> Mapping[str, Sequence[files.Buffer]]:
     """What a fitted embedder has learned, if all of it is there."""
-    if stored.is_latent:
+    if stored.is_fitted:
         with contextlib.suppress(EmbedderError):
-            stored.latent()
+            stored.fitted()
             return stored.files
     return {}
 
@@ -232,9 +232,9 @@ def _rebuild(
     texts = {text for text, _ in rows}
     complete = texts <= known.vectors.keys() and (not settings.token_vectors or texts <= known.kept.keys())
     embedder: Embedder | None = None
-    if about.is_latent and about.files:
-        embedder = about.latent()
-    elif about.is_latent or not complete:
+    if about.is_fitted and about.files:
+        embedder = about.fitted()
+    elif about.is_fitted or not complete:
         embedder, now = load_for(key, given or about.source, pool, revision, note)
         if now.space != about.space:
             note(f"the embedder is not to the last bit what it was: all {len(texts):,} texts are embedded again")
