@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from indexes import generation as generations
 from indexes.analyzers import Analyzer, analyzer
+from indexes.ann import AnnIndex
 from indexes.arrays import npy
 from indexes.current import Current
-from indexes.dense import AnnIndex, DenseIndex, Segment
+from indexes.dense import DenseIndex, Segment
 from indexes.files import Buffer
 from indexes.generation import Manifest
 from indexes.hybrid import HybridIndex, Query

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexes.analyzers import Analyzer, analyzer
-from indexes.dense import AnnIndex, DenseIndex, Segment, check_vectors
+from indexes.ann import AnnIndex
+from indexes.dense import DenseIndex, Segment, check_vectors
 from indexes.generation import Generation, Manifest
 from indexes.hybrid import HybridIndex
 from indexes.lexical import BM25Index, Postings, RankBM25Index, check_postings

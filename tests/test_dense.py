@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexes.dense import NO_DIRECTION, AnnIndex, DenseIndex, Segment, check_vectors, error_bound, exact_scores
+from indexes.ann import AnnIndex
+from indexes.dense import NO_DIRECTION, DenseIndex, Segment, check_vectors, error_bound, exact_scores
 from indexes.errors import InvalidInput
 from indexes.hybrid import Fusion, HybridIndex, Query
 from indexes.lexical import BM25Index, Postings

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-from indexes.dense import AnnIndex, DenseIndex, Segment, exact_scores
+from indexes.ann import AnnIndex
+from indexes.dense import DenseIndex, Segment, exact_scores
 from indexes.hybrid import Fusion, HybridIndex, Query
 from indexes.lexical import BM25Index, Postings
 
