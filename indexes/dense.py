@@ -15,13 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexes.ann import AnnIndex
-from indexes.errors import InvalidInput
+from indexes.vector_storage import VectorRows
 
 Vectors: TypeAlias = NDArray[np.float32]
 Rows: TypeAlias = NDArray[np.int64]
 Scores: TypeAlias = NDArray[np.float64]
 
 _BLOCK_ROWS = 4096
+STORED_ROUNDINGS = 2
+"""Roundings beside those of the sum, at most; see `VectorRows.products`."""
 
 NO_DIRECTION = -1.0
 """The score of a zero vector: it has no direction, so it is like nothing."""
@@ -56,45 +58,31 @@ def exact_scores(vectors: Vectors, query: Vectors) -> Scores:
     return scores
 
 
-def check_vectors(vectors: NDArray[np.generic], name: str) -> None:
-    """Refuses anything but finite float32 rows of unit length, or zero.
-
-    Raises:
-        InvalidInput: Another dtype or shape, a NaN or infinity, or a row of another length.
-    """
-    if vectors.dtype != np.float32 or vectors.ndim != 2:
-        raise InvalidInput(f"{name}: dtype {vectors.dtype}, shape {vectors.shape}", expected="float32, (rows, dim)")
-    for start in range(0, len(vectors), _BLOCK_ROWS):
-        squared = np.square(vectors[start : start + _BLOCK_ROWS], dtype=np.float64).sum(axis=1)
-        wrong = ~((np.abs(squared - 1.0) < 1e-3) | (squared == 0))
-        if wrong.any():
-            row = start + int(wrong.argmax())
-            raise InvalidInput(
-                f"{name}: row {row} has length {float(np.sqrt(squared[row - start]))}", expected="1 or 0"
-            )
-
-
 @dataclass(frozen=True)
 class Segment:
     """A run of rows.
 
     Attributes:
-        vectors: Unit or zero rows, float32, shape (rows, dim).
+        rows: Unit or zero rows, as they are stored.
         zero_rows: Which rows are zero, int64, shape (zero rows,).
     """
 
-    vectors: Vectors
+    rows: VectorRows
     zero_rows: Rows
 
     @classmethod
-    def of(cls, vectors: Vectors) -> Segment:
-        """A run with its zero rows found; of most rows only the first component is looked at."""
-        maybe = np.flatnonzero(vectors[:, 0] == 0)
-        return cls(vectors, maybe[~vectors[maybe].any(axis=1)])
+    def over(cls, rows: VectorRows) -> Segment:
+        """A run of stored rows, its zero rows found."""
+        return cls(rows, rows.zero_rows())
+
+    @classmethod
+    def of(cls, vectors: Vectors, kind: str = "float32") -> Segment:
+        """A run of vectors, in one of `indexes.vector_storage.TYPES`."""
+        return cls.over(VectorRows.of(vectors, kind))
 
     def __len__(self) -> int:
         """How many rows."""
-        return len(self.vectors)
+        return len(self.rows)
 
 
 class DenseIndex:
@@ -108,14 +96,19 @@ class DenseIndex:
     def __init__(self, segments: Sequence[Segment], ann: AnnIndex | None = None) -> None:
         self._segments = tuple(segments)
         self._starts = np.cumsum([0, *(len(segment) for segment in self._segments)])
-        self.dim = self._segments[0].vectors.shape[1]
+        self.dim = self._segments[0].rows.dim
         self.ann = ann
+
+    @property
+    def bound(self) -> float:
+        """How far `scores` can be off."""
+        return error_bound(self.dim + STORED_ROUNDINGS)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def scores(self, queries: Vectors) -> Vectors:
-        """Approximate scores of every row, within `error_bound` of the exact ones.
+        """Approximate scores of every row, within `bound` of the exact ones.
 
         Args:
             queries: Shape (queries, dim).
@@ -132,23 +125,25 @@ class DenseIndex:
         scores = np.empty((len(queries), len(self)), dtype=np.float32)
         for segment, start in zip(self._segments, self._starts, strict=False):
             here = scores[:, start : start + len(segment)]
-            np.matmul(queries, segment.vectors.T, out=here)
+            segment.rows.products(queries, here)
             here[:, segment.zero_rows] = NO_DIRECTION
         return scores
 
     def exact(self, rows: Rows, query: Vectors) -> Scores:
         """The exact scores of some rows; float64, shape (rows,)."""
-        return exact_scores(self.vectors(rows), query)
+        blocks = range(0, len(rows), _BLOCK_ROWS)
+        scores = [exact_scores(self.vectors(rows[start : start + _BLOCK_ROWS]), query) for start in blocks]
+        return np.concatenate([np.empty(0), *scores])
 
     def vectors(self, rows: Rows) -> Vectors:
         """The vectors of some rows, copied; float32, shape (rows, dim)."""
         if len(self._segments) == 1:
-            return self._segments[0].vectors[rows]
+            return self._segments[0].rows.take(rows)
         vectors = np.empty((len(rows), self.dim), dtype=np.float32)
         segment_of = np.searchsorted(self._starts, rows, side="right") - 1
         for number, segment in enumerate(self._segments):
             here = segment_of == number
-            vectors[here] = segment.vectors[rows[here] - self._starts[number]]
+            vectors[here] = segment.rows.take(rows[here] - self._starts[number])
         return vectors
 
     def propose(self, query: Vectors, count: int, eligible: NDArray[np.bool_] | None) -> Rows:

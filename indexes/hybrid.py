@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from indexes.dense import NO_DIRECTION, DenseIndex, error_bound
+from indexes.dense import NO_DIRECTION, DenseIndex
 from indexes.errors import InvalidInput
 from indexes.fusion import BM25_INFIMUM, COSINE_INFIMUM, convex, reciprocal_rank, theoretical_min_max
 from indexes.lexical import LexicalIndex
@@ -80,7 +80,7 @@ class ChannelScores:
     Attributes:
         query: The query they were asked.
         rows: Ascending row numbers, int64, shape (m,).
-        dense: Inner products within `error_bound` of the exact ones, float32, shape (m,).
+        dense: Inner products within `DenseIndex.bound` of the exact ones, float32, shape (m,).
         lexical: BM25 scores, float64, shape (m,).
         dense_speaks: Whether the query has a direction; if not, `dense` is `NO_DIRECTION` everywhere.
         lexical_speaks: Whether any term of the query is known; if not, `lexical` is 0 everywhere.
@@ -150,7 +150,7 @@ class HybridIndex:
         self.dense = dense
         self.lexical = lexical
         self.alive = alive
-        self._bound = error_bound(dense.dim)
+        self._bound = dense.bound
 
     def __len__(self) -> int:
         """Rows, removed ones included."""

@@ -21,6 +21,7 @@ from indexes.files import Buffer
 from indexes.generation import Manifest
 from indexes.hybrid import HybridIndex, Query
 from indexes.lexical import BM25Index, Postings, RankBM25Index
+from indexes.vector_storage import VectorRows
 from indexes.vocabulary import Vocabulary
 from retriever.embedders import (
     Embedder,
@@ -78,8 +79,8 @@ class Texts:
 class Known(Protocol):
     """Where vectors of texts may be had without embedding them, and kept."""
 
-    def get(self, text: str) -> NDArray[np.float32] | None:
-        """The vector of a text, shape (dim,); None when it has to be embedded."""
+    def vectors(self, texts: Sequence[str]) -> Mapping[str, NDArray[np.float32]]:
+        """The vectors of those texts that need not be embedded, each of shape (dim,)."""
 
     def save(self, texts: Sequence[str], vectors: NDArray[np.float32]) -> None:
         """Told of what was embedded; durable when it returns."""
@@ -89,35 +90,48 @@ class Known(Protocol):
 
 
 def embed(
-    embedder: Callable[[], Embedder], texts: Sequence[str], dim: int, *, known: Known, progress: Progress
-) -> NDArray[np.float32]:
+    embedder: Callable[[], Embedder],
+    texts: Sequence[str],
+    dim: int,
+    kind: str = "float32",
+    *,
+    known: Known,
+    progress: Progress,
+) -> VectorRows:
     """The vectors of distinct texts; those that are known already are not embedded again.
 
     Texts are taken by length, so that a block holds texts of about equal cost. Where a block ends depends on the texts
     alone and not on what is known, so that a build which goes on after an interruption asks the embedder for the same
     blocks.
 
+    Args:
+        embedder: Gives what embeds; not called when every text is known.
+        texts: Distinct key texts.
+        dim: Components of a vector.
+        kind: The type that vectors are stored in; no more than a block is in memory as float32.
+        known: Where vectors may be had without embedding, and are kept.
+        progress: Told how far the work is.
+
     Returns:
-        float32, shape (texts, dim).
+        A row for each text.
     """
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    vectors = np.empty((len(texts), dim), dtype=np.float32)
+    rows = VectorRows.empty(len(texts), dim, kind)
     for start in range(0, len(order), _ENCODE_BLOCK):
         block = order[start : start + _ENCODE_BLOCK]
-        new = []
-        for i in block:
-            vector = known.get(texts[i])
-            if vector is None:
-                new.append(i)
-            else:
-                vectors[i] = vector
+        found = known.vectors([texts[i] for i in block])
+        new = [i for i in block if texts[i] not in found]
+        if found:
+            old = [i for i in block if texts[i] in found]
+            rows.put(old, np.stack([found[texts[i]] for i in old]))
         if new:
             progress("embedding", start, len(order))
             asked = [texts[i] for i in new]
-            vectors[new] = encode_checked(embedder(), asked, prefix=prompts_of(embedder()).example)
-            known.save(asked, vectors[new])
+            vectors = encode_checked(embedder(), asked, prefix=prompts_of(embedder()).example)
+            known.save(asked, vectors)
+            rows.put(new, vectors)
             progress("embedding", start + len(block), len(order))
-    return vectors
+    return rows
 
 
 def publish(
@@ -148,18 +162,20 @@ def publish(
         progress: Told how far the work is.
     """
     texts = Texts.of(pool, revision, Key(settings.key))
-    vectors = embed(embedder, texts.texts, stored_embedder.dim, known=known, progress=progress)
+    rows = embed(embedder, texts.texts, stored_embedder.dim, settings.vectors, known=known, progress=progress)
     analyze = analyzer(settings.analyzer)
     postings = Postings.from_documents(analyze(texts.texts[i]) for i in texts.number)
-    segment = Segment.of(vectors[texts.number])
+    if len(texts.texts) < len(texts):
+        rows = rows.stored(texts.number)
+    segment = Segment.over(rows)
     kind = RankBM25Index if settings.lexical == "rank-bm25" else BM25Index
     # Calibration needs the exact index; whether FAISS proposes the same rows is another question.
     index = HybridIndex(DenseIndex([segment]), kind([postings], settings.scoring()))
     calibration = _weight(weight, index, pool, texts, embedder, analyze, progress)
-    content = _content(texts, segment, postings)
+    content = _content(texts, rows, postings)
     if settings.ann is not None:
         progress("building the FAISS index", 0, 1)
-        content["ann.faiss"] = [AnnIndex.build(settings.ann, segment.vectors).to_bytes()]
+        content["ann.faiss"] = [AnnIndex.build(settings.ann, rows).to_bytes()]
     if settings.token_vectors:
         prefix = stored_embedder.prompts.example
         content |= token_files(
@@ -249,7 +265,7 @@ def _weight(
     )
 
 
-def _content(texts: Texts, segment: Segment, postings: Postings) -> dict[str, Sequence[Buffer]]:
+def _content(texts: Texts, rows: VectorRows, postings: Postings) -> dict[str, Sequence[Buffer]]:
     order = sorted(range(len(texts)), key=lambda row: texts.ids[row].encode())
     ids = Vocabulary.from_terms(texts.ids[row] for row in order)
     hashes = np.array([text_hash(text) for text in texts.texts], dtype=np.uint64)
@@ -259,7 +275,8 @@ def _content(texts: Texts, segment: Segment, postings: Postings) -> dict[str, Se
         "id_offsets": ids.offsets,
         "id_rows": np.array(order, dtype=np.int64),
         "text_hashes": hashes[texts.number],
-        "vectors": segment.vectors,
+        "vectors": rows.values,
+        **({} if rows.scales is None else {"vector_scales": rows.scales}),
         "terms": postings.vocabulary.blob,
         "term_offsets": postings.vocabulary.offsets,
         "posting_offsets": postings.offsets,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_BYTES_PER_COMPONENT = 4
+from indexes.vector_storage import row_bytes
+
 # How often the vectors are in memory at the same time: by distinct text, by row, and a half for blocks on their way.
 _VECTOR_COPIES = 2.5
 # By text, and one after the other as they are written.
@@ -25,6 +26,7 @@ class BuildPlan:
         examples: Of the pool.
         characters: Of their stored form, all together.
         dim: Components of a vector.
+        vectors: The type that vectors are stored in.
         ann: Whether a FAISS index is built, too.
         token_bytes: Of the token vectors that are stored, all together.
     """
@@ -32,6 +34,7 @@ class BuildPlan:
     examples: int
     characters: int
     dim: int
+    vectors: str
     ann: bool
     token_bytes: int = 0
 
@@ -55,4 +58,4 @@ class BuildPlan:
 
     @property
     def _vector_bytes(self) -> int:
-        return self.dim * _BYTES_PER_COMPONENT
+        return row_bytes(self.vectors, self.dim)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 
 from indexes.analyzers import analyzer
 from indexes.lexical import BM25
+from indexes.vector_storage import TYPES
 from retriever.errors import InvalidInput
 from retriever.example import Json
 from retriever.keys import Key
@@ -26,6 +27,7 @@ class IndexSettings:
         k1: Its saturation parameter.
         b: Its length parameter.
         ann: A FAISS factory string such as `HNSW32`; None searches exactly.
+        vectors: The type that vectors are stored in: `float32`, `float16` or `int8`; see `indexes.vector_storage`.
         token_vectors: Whether the vectors of every token are stored, too, for reranking by `maxsim` and `coverage` of
             tokens; without them they are made when asked for.
 
@@ -41,6 +43,7 @@ class IndexSettings:
     b: float = 0.75
     ann: str | None = None
     token_vectors: bool = False
+    vectors: str = "float32"
 
     def __post_init__(self) -> None:
         Key(self.key)
@@ -49,6 +52,8 @@ class IndexSettings:
             raise InvalidInput(f"lexical index {self.lexical!r}", expected=f"one of {', '.join(LEXICAL)}")
         if self.lexical == "rank-bm25" and self.bm25 != "okapi":
             raise InvalidInput(f"rank-bm25 with the variant {self.bm25!r}", expected="bm25='okapi'")
+        if self.vectors not in TYPES:
+            raise InvalidInput(f"vectors of type {self.vectors!r}", expected=f"one of {', '.join(TYPES)}")
         self.scoring()
 
     def scoring(self) -> BM25:
