@@ -22,6 +22,7 @@ Rows: TypeAlias = NDArray[np.int64]
 Scores: TypeAlias = NDArray[np.float64]
 
 _BLOCK_ROWS = 4096
+_GATHER_ROWS = 1024
 STORED_ROUNDINGS = 2
 """Roundings beside those of the sum, at most; see `VectorRows.products`."""
 
@@ -149,6 +150,8 @@ class DenseIndex:
     def propose(self, query: Vectors, count: int, eligible: NDArray[np.bool_] | None) -> Rows:
         """About `count` rows that the FAISS index finds near, and every row appended since it was built.
 
+        See `AnnIndex.propose`.
+
         Returns:
             Ascending row numbers; every eligible row when there is no FAISS index.
         """
@@ -157,6 +160,13 @@ class DenseIndex:
         rest = rest if eligible is None else rest[eligible[start:]]
         if self.ann is None:
             return rest
-        return np.concatenate(
-            [np.sort(self.ann.search(query, count, None if eligible is None else eligible[:start])), rest]
-        )
+        return np.concatenate([self.ann.propose(query, count, None if eligible is None else eligible[:start]), rest])
+
+    def scores_of(self, rows: Rows, query: Vectors) -> Vectors:
+        """What `scores` gives for some rows of one query; float32, shape (rows,)."""
+        scores = np.full(len(rows), NO_DIRECTION, dtype=np.float32)
+        for start in range(0, len(rows) if query.any() else 0, _GATHER_ROWS):
+            block = self.vectors(rows[start : start + _GATHER_ROWS])
+            directed = (block[:, 0] != 0) | block.any(axis=1)
+            scores[start : start + _GATHER_ROWS] = np.where(directed, block @ query, NO_DIRECTION)
+        return scores

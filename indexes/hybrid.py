@@ -14,6 +14,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from indexes.ann import PROPOSALS
 from indexes.dense import NO_DIRECTION, DenseIndex
 from indexes.errors import InvalidInput
 from indexes.fusion import BM25_INFIMUM, COSINE_INFIMUM, convex, reciprocal_rank, theoretical_min_max
@@ -27,7 +28,6 @@ Places: TypeAlias = NDArray[np.int64]
 
 MODES = ("hybrid", "dense", "lexical")
 RULES = ("convex", "rrf")
-_PROPOSALS = 1000
 _ROUNDING = 4e-15
 """How far float64 arithmetic can take two normalised scores apart that are equal."""
 
@@ -198,17 +198,15 @@ class HybridIndex:
         return ChannelScores(query, np.arange(len(self)), dense, lexical, directed, known)
 
     def _score_proposed(self, query: Query, eligible: Mask | None) -> ChannelScores:
-        """Exact scores of the rows that FAISS or the lexical channel propose."""
+        """What both channels say of the rows that FAISS or the lexical channel propose."""
         allowed = np.arange(len(self)) if eligible is None else np.flatnonzero(eligible)
-        wanted = min(_PROPOSALS, len(allowed))
+        wanted = min(PROPOSALS, len(allowed))
         everything = self._score_all(query, np.empty(len(self), np.float32))
         proposed = self.dense.propose(query.vector, wanted, eligible) if everything.dense_speaks else allowed[:0]
-        if everything.dense_speaks and len(proposed) < wanted // 2:
-            proposed = allowed  # a filter that FAISS cannot see through must not leave a prompt short
         if everything.lexical_speaks:
             proposed = np.union1d(proposed, allowed[top(allowed, everything.lexical[allowed], wanted)])
         rows = proposed if len(proposed) else allowed
-        dense = self.dense.exact(rows, query.vector).astype(np.float32)
+        dense = self.dense.scores_of(rows, query.vector)
         return replace(everything, rows=rows, dense=dense, lexical=everything.lexical[rows])
 
     def rank(self, scores: ChannelScores, k: int, fusion: Fusion) -> Hits:

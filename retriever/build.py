@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from indexes import generation as generations
 from indexes.analyzers import Analyzer, analyzer
-from indexes.ann import AnnIndex
+from indexes.ann_choice import AnnReport, choose
 from indexes.arrays import npy
 from indexes.current import Current
 from indexes.dense import DenseIndex, Segment
@@ -31,6 +31,7 @@ from retriever.embedders import (
 from retriever.evaluation.calibration import Calibration, calibrate
 from retriever.example import Json
 from retriever.keys import Key, text_hash
+from retriever.plan import BuildPlan
 from retriever.pool import Pool
 from retriever.revisions import Revision
 from retriever.settings import IndexSettings
@@ -173,14 +174,18 @@ def publish(
     index = HybridIndex(DenseIndex([segment]), kind([postings], settings.scoring()))
     calibration = _weight(weight, index, pool, texts, embedder, analyze, progress)
     content = _content(texts, rows, postings)
-    if settings.ann is not None:
-        progress("building the FAISS index", 0, 1)
-        content["ann.faiss"] = [AnnIndex.build(settings.ann, rows).to_bytes()]
     if settings.token_vectors:
         prefix = stored_embedder.prompts.example
         content |= token_files(
             embedder, texts.texts, texts.number, prefix=prefix, known=known.tokens, progress=progress
         )
+    report = None
+    if settings.ann is not None or settings.recall is not None:
+        progress("building the FAISS index", 0, 1)
+        plan = BuildPlan(*pool.size(revision.number), rows.dim, settings.vectors, token_bytes=_token_bytes(content))
+        ann, report = choose(rows, factory=settings.ann, target=settings.recall, room=ann_room(plan, settings))
+        if ann is not None:
+            content["ann.faiss"] = [ann.to_bytes()]
     content |= stored_embedder.files
     about = about_index(settings, stored_embedder, calibration, recipe)
     state = {
@@ -193,11 +198,25 @@ def publish(
     current = generations.publish(
         root,
         content,
-        {"created_by": f"demonstration-retriever {version('demonstration-retriever')}", "pool": state, **about},
+        {
+            "created_by": f"demonstration-retriever {version('demonstration-retriever')}",
+            "pool": state,
+            **({} if report is None else {"ann": report.to_dict()}),
+            **about,
+        },
         revision=revision.number,
         chain=revision.chain,
     )
-    return Published(current, about, calibration)
+    return Published(current, about, calibration, report)
+
+
+def ann_room(plan: BuildPlan, settings: IndexSettings) -> int | None:
+    """The most bytes that a FAISS index may take; None for any."""
+    return None if settings.max_memory is None else plan.ann_room(settings.max_memory)
+
+
+def _token_bytes(content: Mapping[str, Sequence[Buffer]]) -> int:
+    return sum(len(chunk) for name in content if name.startswith("token_") for chunk in content[name])
 
 
 @dataclass(frozen=True)
@@ -208,11 +227,20 @@ class Published:
         current: What CURRENT says now.
         about: See `about_index`.
         calibration: The fusion weight, and where it comes from.
+        ann: How dense search finds its rows; None where it is exact and nothing else was asked for.
     """
 
     current: Current
     about: dict[str, object]
     calibration: Calibration
+    ann: AnnReport | None = None
+
+    def notes(self) -> Iterator[str]:
+        """What a reader should know of it."""
+        if self.ann is not None and (line := self.ann.note()):
+            yield line
+        if self.calibration.objective == "none":
+            yield "the pool has neither labels nor outputs to calibrate the fusion weight by: it is 0.5"
 
 
 def about_index(

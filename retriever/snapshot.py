@@ -156,7 +156,7 @@ def _parse(generation: Generation) -> Base:
         Vocabulary(generation.array("ids", np.uint8), generation.array("id_offsets", np.int64)),
         generation.array("id_rows", np.int64),
         generation.array("text_hashes", np.uint64),
-        None if ann is None or settings.ann is None else AnnIndex.from_bytes(settings.ann, ann),
+        None if ann is None else AnnIndex.from_bytes(ann),
         stored_tokens(generation, len(rows)) if settings.token_vectors else None,
         pool_revision(manifest),
         int(pool["last_row"]),
@@ -319,8 +319,7 @@ class Snapshot:
         dense = [self.base.vectors]
         if len(self.tail):
             # Rounded as the generation's own rows are: the answers are those of an index that was built afresh.
-            added = np.stack([one.vector for one in self.tail.added])
-            dense.append(Segment.of(added, self.base.settings.vectors))
+            dense.append(Segment.of(np.stack([one.vector for one in self.tail.added]), self.base.settings.vectors))
         return HybridIndex(DenseIndex(dense, self.base.ann), lexical, self.alive)
 
     def __len__(self) -> int:

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from indexes import files
 from indexes import generation as generations
+from indexes.ann_choice import planned_bytes
 from indexes.current import Current, current_path, point
 from indexes.vector_storage import gives
-from retriever.build import Progress, Published, Texts, about_of, publish
+from retriever.build import Progress, Published, Texts, about_of, ann_room, publish
 from retriever.embedders import Embedder, EmbedderSettings, EmbedderSource, load_embedder, prompts_of
 from retriever.errors import BadRows, IndexMissing, InvalidInput, OutOfSpace
 from retriever.evaluation.calibration import Calibration
@@ -209,8 +210,8 @@ def _build(
         raise
     _finish(session, published, revision)
     files.remove(saved_directory(session.root))
-    if published.calibration.objective == "none":
-        tell.note("the pool has neither labels nor outputs to calibrate the fusion weight by: it is 0.5")
+    for line in published.notes():
+        tell.note(line)
     return embedder
 
 
@@ -221,13 +222,15 @@ def _check_plan(pool: Pool, revision: Revision, embedder: Embedder, settings: Bu
     if index.token_vectors:
         texts = Texts.of(pool, revision, Key(index.key))
         tokens = predicted_bytes(embedder, texts.texts, texts.number, prefix=prompts_of(embedder).example)
-    plan = BuildPlan(*pool.size(revision.number), embedder.dim, index.vectors, index.ann is not None, tokens)
+    bare = BuildPlan(*pool.size(revision.number), embedder.dim, index.vectors, token_bytes=tokens)
+    first = planned_bytes(index.ann, index.recall, bare.examples, bare.dim, ann_room(bare, index))
+    plan = replace(bare, ann_bytes=first)
     tell.plan(plan)
     if settings.max_memory is not None and plan.memory_bytes > settings.max_memory:
         raise InvalidInput(
             f"a build of {plan.examples:,} examples needs about {plan.memory_bytes:,} bytes of memory",
             expected=f"at most {settings.max_memory:,}",
-            fix="raise the limit (--max-memory), use an embedder of fewer dimensions, or split the pool",
+            fix="raise the limit (--max-memory), store the vectors smaller (--vectors float16), or split the pool",
         )
     free = files.free_bytes(pool.path.parent)
     if free < plan.disk_bytes:
@@ -275,9 +278,8 @@ class _Reused:
             self._with_tokens = dict([*zip(removed, gone, strict=True), *kept])
 
     def vectors(self, texts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-        found = {}
-        if self._saved is not None:
-            found = {text: vector for text in texts if (vector := self._saved.get(text)) is not None}
+        saved = self._saved.get if self._saved is not None else lambda text: None
+        found = {text: vector for text in texts if (vector := saved(text)) is not None}
         here = [text for text in texts if text in self._places]
         if self._indexed is not None and here:
             places = np.array([self._places[text] for text in here], dtype=np.int64)

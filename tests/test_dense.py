@@ -247,9 +247,9 @@ def test_a_build_leaves_the_number_of_threads_as_it_was():
 
 def test_a_serialised_index_comes_back_with_the_same_bytes_and_answers(ann):
     kept = ann.to_bytes()
-    for serialized in (kept, memoryview(kept)):
-        back = AnnIndex.from_bytes(ann.factory, serialized)
-        assert (back.factory, back.to_bytes()) == (ann.factory, kept)
+    for serialized in (kept, bytes(kept)):
+        back = AnnIndex.from_bytes(serialized)
+        assert back.to_bytes() == kept
         for eligible in (None, ELIGIBLE):
             there = [back.search(query, 10, eligible).tolist() for query in QUERIES]
             assert there == [ann.search(query, 10, eligible).tolist() for query in QUERIES]
@@ -273,7 +273,8 @@ def test_rows_appended_after_the_faiss_index_was_built_are_always_proposed(ann):
     for query in QUERIES:
         everything = index.propose(query, 3, None)
         assert everything.tolist() == [*sorted(ann.search(query, 3, None)), 200, 201, 202, 203, 204]
-        assert index.propose(query, 3, eligible).tolist() == [*sorted(ann.search(query, 3, ELIGIBLE)), 200, 202, 204]
+        # So few eligible rows are all proposed.
+        assert index.propose(query, 3, eligible).tolist() == [*np.flatnonzero(ELIGIBLE), 200, 202, 204]
 
 
 @pytest.mark.parametrize("eligible", [None, ELIGIBLE], ids=["all", "some"])
