@@ -24,7 +24,9 @@ from indexes.ann import AnnIndex
 from indexes.dense import DenseIndex, Segment
 from indexes.generation import Generation, Manifest
 from indexes.hybrid import HybridIndex
-from indexes.lexical import BM25Index, Postings, RankBM25Index, check_postings
+from indexes.lexical import BM25Index
+from indexes.postings import Postings, check_postings
+from indexes.reference import RankBM25Index
 from indexes.vector_storage import TYPES, VectorRows
 from indexes.vocabulary import Vocabulary, check_vocabulary
 from retriever.errors import IndexCorrupt, InvalidInput

@@ -12,7 +12,8 @@ from indexes.ann import AnnIndex
 from indexes.dense import NO_DIRECTION, DenseIndex, Segment, error_bound, exact_scores
 from indexes.errors import InvalidInput
 from indexes.hybrid import Fusion, HybridIndex, Query
-from indexes.lexical import BM25Index, Postings
+from indexes.lexical import BM25Index
+from indexes.postings import Postings
 from indexes.vector_storage import VectorRows
 
 FACTORIES = ["Flat", "HNSW32", "IVF4,Flat"]

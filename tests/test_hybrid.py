@@ -9,7 +9,8 @@ from threadpoolctl import threadpool_limits
 from indexes.ann import AnnIndex
 from indexes.dense import DenseIndex, Segment, exact_scores
 from indexes.hybrid import Fusion, HybridIndex, Query
-from indexes.lexical import BM25Index, Postings
+from indexes.lexical import BM25Index
+from indexes.postings import Postings
 from indexes.vector_storage import VectorRows
 
 DIM = 4
