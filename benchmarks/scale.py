@@ -1,7 +1,7 @@
 """What grows with the pool, and how fast: build, open, select, add, memory and disk from 1,000 to 1,000,000 examples.
 
     scripts/bench scale [--sizes 1000 10000 100000] [--dim 384] [--vectors TYPE] [--recall SHARE] [--folder FOLDER]
-                        [--queries 200] [--json OUT]
+                        [--queries 200] [--json OUT] [--plot OUT.svg]
 
 Every size is built and used in a process of its own, whose peak of memory is read at its end. Texts have twelve words
 with Zipf frequencies; a text's vector is the sum of its words' vectors, so that near texts are near. Vectors are given
@@ -56,6 +56,11 @@ COLUMNS = (
     "use_mb",
     "recall",
 )
+PANELS = {
+    "Seconds": {"build_s": "build", "open_s": "open", "trust_s": "open, trusted"},
+    "Milliseconds": {"hybrid_ms": "select, hybrid", "lexical_ms": "select, lexical", "add_ms": "add one"},
+    "Megabytes": {"build_mb": "building", "use_mb": "in use", "disk_mb": "on the disk"},
+}
 
 
 class Words:
@@ -174,6 +179,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=200, help="how many are timed; default 200")
     parser.add_argument("--folder", type=Path, default=None, help="where to work; default a temporary folder")
     parser.add_argument("--json", type=Path, metavar="OUT", help="file that gets the same figures as JSON")
+    parser.add_argument("--plot", type=Path, metavar="OUT", help="file that gets the curves, such as plots/scale.svg")
     parser.add_argument("--part", nargs=3, metavar=("build|use", "SIZE", "PATH"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
@@ -198,9 +204,32 @@ def main() -> None:
         slopes = [exponent(options.sizes, [row[column] for row in rows]) for column in COLUMNS]
         print(_line(["exponent", *(f"{slope:.2f}" for slope in slopes)]))
     print(", ".join(f"{name} {value}" for name, value in machine().items()))
+    if options.plot is not None and len(rows) > 1:
+        plot(options.sizes, rows, options.plot)
     if options.json is not None:
         figures = [{"examples": size, **row} for size, row in zip(options.sizes, rows, strict=True)]
         options.json.write_text(json.dumps({"machine": machine(), "rows": figures}, indent=2) + "\n", encoding="utf-8")
+
+
+def plot(sizes: Sequence[int], rows: Sequence[dict[str, float]], path: Path) -> None:
+    """Draws what grows against the number of examples, both on logarithmic scales, each curve with its exponent."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "scale"  # so that equal figures give equal files
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, len(PANELS), figsize=(4.2 * len(PANELS), 3.6), layout="constrained")
+    for panel, (title, columns) in zip(panels, PANELS.items(), strict=True):
+        for column, label in columns.items():
+            values = [row[column] for row in rows]
+            panel.loglog(sizes, values, marker="o", label=f"{label}, exponent {exponent(sizes, values):.2f}")
+        panel.set(title=title, xlabel="examples")
+        panel.grid(alpha=0.3)
+        panel.legend(frameon=False, fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
 
 
 def _part(name: str, size: int, path: Path, about: Sequence[str]) -> dict[str, float]:
