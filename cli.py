@@ -75,7 +75,11 @@ DefaultRecipe = Annotated[
 MaxMemory = Annotated[
     int | None,
     typer.Option(
-        "--max-memory", parser=size, metavar="SIZE", help="Refuse a build that needs more.", show_default=False
+        "--max-memory",
+        parser=size,
+        metavar="SIZE",
+        help="Most memory for a build; more is refused.",
+        show_default=False,
     ),
 ]
 
@@ -198,6 +202,8 @@ def build(
     lexical: Annotated[str, typer.Option(help="bm25, or rank-bm25 for checking.")] = "bm25",
     bm25: Annotated[str, typer.Option(help="lucene, okapi, plus or l.")] = "lucene",
     ann: Annotated[str | None, typer.Option(help="FAISS factory string, e.g. HNSW32.")] = None,
+    recall: Annotated[float | None, typer.Option(help="Choose a FAISS index that finds this share, e.g. 0.98.")] = None,
+    vectors: Annotated[str, typer.Option(help="float32, float16 or int8: how vectors are stored.")] = "float32",
     token_vectors: Annotated[bool, typer.Option("--token-vectors", help="Store a vector for each token.")] = False,
     weight: Annotated[float | None, typer.Option(help="Share of the dense channel; left out: calibrated.")] = None,
     recipe_file: DefaultRecipe = None,
@@ -228,7 +234,9 @@ def build(
             format=format,
             table=table,
             encoding=encoding,
-            settings=IndexSettings(key, analyzer, lexical, bm25, ann=ann, token_vectors=token_vectors),
+            settings=IndexSettings(
+                key, analyzer, lexical, bm25, ann=ann, token_vectors=token_vectors, vectors=vectors, recall=recall
+            ),
             embedder=embedder_of(embedder) or "auto",
             weight=weight,
             strict=strict,
@@ -735,8 +743,7 @@ def evaluate_(
     """Compare recipes on queries whose answers are known.
 
     \b
-    retriever eval tickets.index --leave-one-out 500
-    retriever eval tickets.index test.jsonl --recipe mmr.toml --metric precision --metric tokens --as csv
+    retriever eval tickets.index --leave-one-out 500 --recipe mmr.toml
     retriever eval tickets.index test.jsonl --backend openai:gpt-4o-mini --metric exact --max-calls 300
     """
     from retriever.evaluation.evaluate import evaluate, recipes_of

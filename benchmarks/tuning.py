@@ -3,10 +3,10 @@
     python benchmarks/tuning.py DATA... [--queries 500] [--leave-one-out 2000] [--json OUT]
 
 DATA are folders as `benchmarks/quality.py` reads them, with `pool.jsonl`. For each an index is built with the library's
-defaults and tuned by leave-one-out on the pool, without the queries. Then every recipe that was tried is measured on the
-queries. `default` is the recipe that the index had, `chosen` the one that the search chose, `kept` the one that the index
-has afterwards: the chosen one where its gain was sure on the other half of the pool, else the default. The aim is that
-what is kept is at most 0.01 below the best. No language model is called.
+defaults and tuned by leave-one-out on the pool, without the queries. Then every recipe that was tried is measured on
+the queries. `default` is the recipe that the index had, `chosen` the one that the search chose, `kept` the one that
+the index has afterwards: the chosen one where its gain was sure on the other half of the pool, else the default. The
+aim is that what is kept is at most 0.01 below the best. No language model is called.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from quality import DataSet, read_data_set
 from retriever import Retriever, tune
 from retriever.evaluation.evaluate import judged
 from retriever.evaluation.judged import metric
-from retriever.evaluation.queries import without_answer
+from retriever.evaluation.queries import as_asked
 from retriever.evaluation.tune import TuneSettings
 from retriever.evaluation.tuned import Tuning
 from retriever.example import Json
@@ -67,7 +67,8 @@ def in_hindsight(index: Retriever, data: DataSet, found: Tuning) -> dict[str, fl
     asked = [query for query in data.queries if objective.judges(query, {})]
     recipes = [one.recipe.with_options({"guard": "near"}) for one in found.tried]
     values: list[list[float]] = [[] for _ in recipes]
-    for truth, made in zip(asked, index.select_each(map(without_answer, asked), recipes), strict=True):
+    hidden = (as_asked(query, judged=False) for query in asked)
+    for truth, made in zip(asked, index.select_each(hidden, recipes), strict=True):
         for one, selection in zip(values, made, strict=True):
             one.append(objective(judged(index.snapshot, selection, truth, None, {})))
     return {one.name: fmean(of_one) for one, of_one in zip(found.tried, values, strict=True)}

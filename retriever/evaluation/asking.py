@@ -1,9 +1,10 @@
 """Asking a language model all prompts of an evaluation: within a budget, several at once, and none twice.
 
-What will be asked is settled before the first call: prompts in their order, all recipes of a query before the next
-query, as far as the budget reaches when every answer is as long as it may be. So a budget is never exceeded, and the
-same one asks the same, however many calls run at once. Each answer is kept as soon as it is there; what was interrupted
-goes on where it stopped, for what is kept is not asked again and costs nothing.
+What will be asked is settled before the first call: queries in a seeded random order, all recipes of one before the
+next one, as far as the budget reaches when every answer is as long as it may be. So a budget is never exceeded, the
+same one asks the same, however many calls run at once, and what it reaches is a sample of the queries, not their
+beginning. Each answer is kept as soon as it is there; what was interrupted goes on where it stopped, for what is kept
+is not asked again and costs nothing.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from retriever.evaluation.comparison import Values
 from retriever.evaluation.judge import AnswerMetric
 from retriever.example import Example
 from retriever.prompting import Prompt
+from retriever.ranking.seeding import permutation
 
 MOST_FAILURES = 10
 
@@ -122,7 +124,7 @@ def ask(
     """
     keys = {name: [prompt_key(asking.identity, prompt) for prompt in one] for name, one in prompts.items()}
     first: dict[str, Prompt] = {}
-    for place in range(len(next(iter(prompts.values())))):
+    for place in permutation(len(next(iter(prompts.values()))), 0, "", "asking").tolist():
         for name, one in prompts.items():
             first.setdefault(keys[name][place], one[place])
     with AnswerCache(asking.cache) as cache:

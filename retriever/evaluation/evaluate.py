@@ -24,12 +24,12 @@ from retriever.evaluation.comparison import Values, by_label, by_query, compared
 from retriever.evaluation.intervals import Bootstrap
 from retriever.evaluation.judge import ANSWER_METRICS, MOST_CHOICES, AnswerMetric, answer_metric, is_answer_metric
 from retriever.evaluation.judged import NEEDS, Grades, Judged, Metric, default_metrics, metric
-from retriever.evaluation.queries import Qrels, held_out, without_answer
+from retriever.evaluation.queries import Qrels, as_asked, held_out
 from retriever.evaluation.results import Evaluated, Evaluation
 from retriever.example import Example, Json, as_query
 from retriever.prompting import Prompt
 from retriever.prompts import PromptOptions
-from retriever.ranking.guard import LEVELS
+from retriever.ranking.guard import LEVELS, normalised
 from retriever.ranking.recipe import Options, Recipe
 from retriever.recipes import RecipeLike
 from retriever.retriever import QueryLike, Retriever
@@ -227,13 +227,13 @@ def _metrics(
 
 
 def _choices(snapshot: Snapshot) -> set[str]:
-    """The outputs and labels of the pool; of more than can be a choice, as many as show it."""
+    """The outputs and labels of the pool, normalised; of more than can be a choice, as many as show it."""
     found: set[str] = set()
     for _, example in snapshot.present():
-        found.update(filter(None, (example.output_text, *example.labels)))
-        if len(found) > 4 * MOST_CHOICES:
+        found.update(map(normalised, (example.output_text, *example.labels)))
+        if len(found) > MOST_CHOICES + 1:  # the empty text is none
             break
-    return found
+    return found - {""}
 
 
 def _recipes(
@@ -293,7 +293,7 @@ class _Task:
         prompts: list[Prompt] = []
         counted = any(one.name == "tokens" for one in self.metrics)
         took, started = 0.0, time.perf_counter()
-        asked = map(without_answer, self.queries)
+        asked = (as_asked(query, judged=bool(self.qrels)) for query in self.queries)
         for place, selection in enumerate(self.retriever.select_many(asked, recipe=recipe)):
             took += time.perf_counter() - started
             made = (
@@ -360,7 +360,7 @@ def _notes(task: _Task, measured: Mapping[str, _Measured], given: bool) -> list[
             notes.append(f"{name}: {short} of {count} queries got fewer than {k} demonstrations")
     if count < _FEW:
         notes.append(f"{count} queries are few: intervals of fewer than {_FEW} are rough")
-    if given and (same := len(task.snapshot.places_of([query.id for query in task.queries]))):
+    if given and not task.qrels and (same := len(task.snapshot.places_of([query.id for query in task.queries]))):
         notes.append(
             f"{same} queries have ids of examples in the pool, which the guard takes for the queries themselves"
         )

@@ -113,8 +113,7 @@ def _choice(texts: Collection[str]) -> Callable[[str, Example], float]:
     choices = frozenset(map(normalised, texts))
     if len(choices) > MOST_CHOICES:
         raise InvalidInput(
-            f"the metric choice of {len(choices):,} outputs and labels",
-            expected=f"at most {MOST_CHOICES:,}",
+            f"the metric choice where the pool has more than {MOST_CHOICES:,} different outputs and labels",
             fix="take exact, f1 or contains for outputs that are no choice",
         )
     return lambda answer, truth: float(chosen(answer, choices | _truths(truth)) in _truths(truth))

@@ -38,9 +38,16 @@ def held_out(snapshot: Snapshot, count: int, seed: int) -> list[Example]:
     return snapshot.examples(np.sort(chosen))
 
 
-def without_answer(query: Example) -> Example:
-    """The query as a user would ask it: what it is judged by must not help to choose, by `match` or otherwise."""
-    return replace(query, output=None, rationale=None, label=None)
+def as_asked(query: Example, *, judged: bool) -> Example:
+    """The query as a user would ask it.
+
+    Args:
+        query: With its true output and labels. What it is judged by must not help to choose, by `match` or otherwise.
+        judged: Whether there are relevance judgements, where queries and documents may be numbered alike; the guard
+            takes equal ids for the same example.
+    """
+    identity = f"query {query.id}" if judged else query.id
+    return replace(query, id=identity, output=None, rationale=None, label=None)
 
 
 def read_qrels(path: Path) -> Qrels:

@@ -21,7 +21,7 @@ from retriever.evaluation.halving import Values, halve, simplest
 from retriever.evaluation.intervals import Bootstrap, Interval, intervals
 from retriever.evaluation.judge import is_answer_metric
 from retriever.evaluation.judged import NEEDS, Metric, default_metrics, metric
-from retriever.evaluation.queries import Qrels, without_answer
+from retriever.evaluation.queries import Qrels, as_asked
 from retriever.evaluation.search_space import Candidate, candidates
 from retriever.evaluation.tuned import Gain, Tried, Tuning
 from retriever.example import Example, Json
@@ -211,7 +211,8 @@ class _Task:
         asked = self.queries[where]
         followed = [self.recipes[number].with_options({"guard": "near"}) for number in chosen]
         values = np.empty((len(chosen), len(asked)))
-        selections = self.retriever.select_each(map(without_answer, asked), followed)
+        hidden = (as_asked(query, judged=bool(self.qrels)) for query in asked)
+        selections = self.retriever.select_each(hidden, followed)
         for place, (truth, made) in enumerate(zip(asked, selections, strict=True)):
             values[:, place] = [self._value(selection, truth) for selection in made]
             self.progress(f"{len(chosen)} recipes", place + 1, len(asked))

@@ -150,6 +150,14 @@ def test_the_tokens_never_exceed_the_budget_and_one_more_call_would(pool, tmp_pa
         assert more[0].prompt_tokens + more[0].answer_tokens > most
 
 
+def test_what_a_budget_reaches_is_a_sample_of_the_queries_and_not_their_beginning(pool, tmp_path):
+    backend = Counting()
+    found = run(pool, tmp_path, backend, max_calls=8)
+    answered = {one.query.id for one in found.worst}
+    assert len(answered) == 4 and answered != {"q0", "q1", "q2", "q3"}
+    assert run(pool, tmp_path, backend, max_calls=0).metrics == found.metrics
+
+
 def test_a_call_that_fails_is_told_left_out_and_asked_again_next_time(pool, tmp_path):
     backend = Counting(fail=lambda number: number in (3, 8))
     found = run(pool, tmp_path, backend, concurrency=1)

@@ -158,6 +158,12 @@ def test_relevance_judgements_are_used_where_they_are_given(pool):
     assert found["mrr"].scores[0].interval is None
 
 
+def test_queries_and_documents_that_are_numbered_alike_are_not_the_same(pool):
+    settings = replace(QUICK, k=48, metrics=("recall",))
+    found = evaluate(pool, queries=[Example("p1", "what?")], qrels={"p1": {"p1": 1.0}}, settings=settings)
+    assert found["recall"].scores[0].mean == 1.0
+
+
 def test_the_same_evaluation_gives_the_same_result(pool):
     once, again = (evaluate(pool, leave_one_out=30, settings=QUICK) for _ in range(2))
     assert once == again
