@@ -1,0 +1,121 @@
+"""Supervision: what the pool says is alike.
+
+Examples are alike as far as their sets overlap: of labels where the pool has labels, else of the tokens and pairs of
+neighbouring tokens of the outputs. The overlap is the Jaccard index, so equal single labels give 1 and others 0.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retriever.adaptation.learner import Batch, Targets
+from retriever.adaptation.linear_map import Vectors
+from retriever.example import Example
+from retriever.ranking.seeding import permutation
+
+_SHARPNESS = 12.0
+"""How much more attention a row of overlap 1 should get than one of overlap 0, as a logarithm."""
+_TOKEN = re.compile(r"\w+|[^\w\s]")
+
+
+class FeatureSets:
+    """One set of features per row, for the overlaps of any rows.
+
+    Args:
+        sets: The sets.
+    """
+
+    def __init__(self, sets: Iterable[Iterable[Hashable]]) -> None:
+        numbers: dict[Hashable, int] = {}
+        rows = [sorted(numbers.setdefault(feature, len(numbers)) for feature in one) for one in sets]
+        self.sizes = np.array([len(row) for row in rows], dtype=np.int64)
+        self._starts = np.concatenate([[0], np.cumsum(self.sizes)])
+        self._features = np.array([number for row in rows for number in row], dtype=np.int64)
+        self._count = len(numbers)
+
+    def __len__(self) -> int:
+        """How many rows."""
+        return len(self.sizes)
+
+    def overlap(self, rows: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The Jaccard index of every pair; 0 for two empty sets. Shape (rows, others)."""
+        both = np.concatenate([rows, others])
+        sizes = self.sizes[both]
+        where = np.repeat(self._starts[both] - np.concatenate([[0], np.cumsum(sizes)[:-1]]), sizes)
+        features = self._features[where + np.arange(len(where))]
+        # What only one row has is in no intersection.
+        shared = np.bincount(features, minlength=self._count) > 1
+        column = np.cumsum(shared) - 1
+        kept = shared[features]
+        present = np.zeros((len(both), int(shared.sum())), dtype=np.float32)
+        present[np.repeat(np.arange(len(both)), sizes)[kept], column[features[kept]]] = 1
+        common = present[: len(rows)] @ present[len(rows) :].T
+        union = self.sizes[rows][:, None] + self.sizes[others][None, :] - common
+        overlap: NDArray[np.float32] = (common / np.maximum(union, 1)).astype(np.float32)
+        return overlap
+
+
+def output_features(text: str) -> frozenset[Hashable]:
+    """The tokens of an output, words and signs in lower case, and its pairs of neighbouring tokens."""
+    tokens = _TOKEN.findall(text.lower())
+    return frozenset[Hashable](tokens) | frozenset(pairwise(tokens))
+
+
+@dataclass(frozen=True)
+class Alike:
+    """What is known of which rows are alike.
+
+    Attributes:
+        source: `labels` or `outputs`.
+        sets: What each row is compared by.
+    """
+
+    source: str
+    sets: FeatureSets
+
+
+class OverlapBatches:
+    """Batches of rows that are each anchor to the others, so that rows of much overlap attract each other.
+
+    Args:
+        vectors: Unit rows of the whole pool, shape (pool, dim).
+        sets: What each is compared by.
+        rows: Which to learn from; those with an empty set are left out.
+    """
+
+    def __init__(self, vectors: Vectors, sets: FeatureSets, rows: NDArray[np.int64]) -> None:
+        self._vectors = vectors
+        self._sets = sets
+        self._rows = rows[sets.sizes[rows] > 0]
+        self._orders: dict[tuple[int, int], NDArray[np.int64]] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def batch(self, step: int, size: int, seed: int) -> Batch:
+        """Rows in a new order each time that all of them have been used."""
+        size = min(size, len(self))
+        each = max(len(self) // size, 1)
+        epoch, place = divmod(step, each)
+        if (epoch, seed) not in self._orders:
+            self._orders = {(epoch, seed): permutation(len(self), seed, str(epoch), "adaptation")}
+        rows = self._rows[self._orders[epoch, seed][place * size : (place + 1) * size]]
+        overlap = self._sets.overlap(rows, rows)
+        allowed = ~np.eye(len(rows), dtype=np.bool_)
+        return Batch(self._vectors[rows], _spread(overlap, allowed), allowed)
+
+
+def _spread(overlap: NDArray[np.float32], allowed: NDArray[np.bool_]) -> Targets:
+    """Attention by overlap: a softmax over the allowed rows; none where nothing overlaps."""
+    masked = np.where(allowed, overlap, -np.inf)
+    best = masked.max(axis=1, keepdims=True, initial=-1.0)
+    attention = np.exp(_SHARPNESS * (masked - best))
+    attention *= best > 0
+    spread: Targets = (attention / np.maximum(attention.sum(axis=1, keepdims=True), 1e-30)).astype(np.float32)
+    return spread
