@@ -23,6 +23,7 @@ from retriever.display import (
     show_selection,
     show_verification,
 )
+from retriever.interrupt import insisting
 from retriever.options import (
     BUDGET,
     EMBEDDER,
@@ -790,7 +791,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for output in (sys.stdout, sys.stderr):
         if hasattr(output, "reconfigure"):
             output.reconfigure(encoding="utf-8", errors="backslashreplace")
-    app(args=arguments)
+    with insisting():
+        app(args=arguments)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ Ours and the peers take turns on the same input, in an order that is reversed ev
 count, save where a first one is meant. Cyclic garbage is not collected meanwhile; threads are as each library has them.
 Of the times the median, the least and the most are shown; ratios are ours to the peer's, of medians.
 
-    bm25      BM25 top-10 of 12 terms beside bm25s with numba: of an index that was not asked before, of one that was
-              asked 200 others, of one that was asked the same; on at most 20,000 examples beside rank-bm25
+    bm25      BM25 top-10 of 12 terms beside bm25s with numba, by NumPy and compiled: of an index that was not asked
+              before, of one that was asked 200 others, of one that was asked the same, and all queries at once; on at
+              most 20,000 examples beside rank-bm25
     build     postings of tokenized texts beside the index of bm25s
     dense     exact top-50 beside a product in NumPy and beside FAISS, one query
     select    hybrid and MMR, k = 8, vector given, on at most 50,000 examples, beside the two bare searches; and on at
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -59,12 +61,17 @@ from _synthetic import (
 )
 from quality import machine
 
+from indexes import kernels
 from indexes.dense import DenseIndex, Segment
 from indexes.hybrid import Fusion, HybridIndex, Query
-from indexes.lexical import BM25, BM25Index, Postings
+from indexes.lexical import BM25, BM25Index
+from indexes.postings import Postings
 from indexes.topk import top
 from retriever import Example, Retriever
 from retriever.embedders import encode_checked, load_embedder
+
+BLOCK_BYTES = 64 << 20
+"""Of scores that are held at once, as `select_many` does."""
 
 FOR_RANK_BM25, FOR_LANGCHAIN, FOR_SELECT, FOR_COLD, FOR_POOL = 20_000, 20_000, 50_000, 2_000, 1_000
 
@@ -79,32 +86,59 @@ class Size:
     repeats: int
 
 
-def our_top(index: BM25Index, terms: list[str], k: int) -> Rows:
-    """The rows of the k best by ours."""
-    return top(np.arange(len(index)), index.scores(terms), k)
+def our_top(index: BM25Index, terms: list[str], k: int, rows: Rows | None = None) -> Rows:
+    """The rows of the k best by ours; who asks often holds the numbers of all rows."""
+    return top(np.arange(len(index)) if rows is None else rows, index.scores(terms), k)
 
 
 def bm25_rows(size: Size, folder: Path) -> Iterator[Row]:
-    """A first query, one after 200 others, and known ones beside bm25s; then the same scores as rank-bm25."""
+    """Queries beside bm25s, by NumPy and compiled; a block at once; then the same scores as rank-bm25."""
     tokens, asked = tokenized(size.examples), tokenized(size.queries, 1)
     postings = Postings.from_documents(tokens)
-    fresh, used, known = [BM25Index([postings]) for _ in asked], BM25Index([postings]), BM25Index([postings])
-    for index, before in ((used, tokenized(200, 2)), (known, asked)):
-        for terms in before:
-            index.scores(terms)
     peer = synthetic.bm25s_index(tokens) if installed(BM25S) else None
-    theirs: Calls = {BM25S: lambda n: bm25s_top(peer, asked[n], 10)} if peer else {}
-    once, often, checks = range(len(asked)), [*range(len(asked))] * size.repeats, same_best(known, peer, asked)
-    ways: Mapping[str, tuple[Call, Sequence[int]]] = {
-        "a first query": (lambda n: our_top(fresh[n], asked[n], 10), once),
-        "a new query": (lambda n: our_top(used, asked[n], 10), once),
-        "asked before": (lambda n: our_top(known, asked[n], 10), often),
-    }
-    for name, (ours, numbers) in ways.items():
-        times, work = alternate({OURS: ours, **theirs}, numbers, warm=False), f"BM25 top-10, 12 terms, {len(known):,}"
-        yield Row(f"{work}: {name}", times, {BM25S: 1.1}, checks if numbers is often else {})
+    for how, enough in {"NumPy": math.inf, "compiled": 0}.items():
+        with kernels.using(kernels.Loader(enough)):
+            if enough or kernels.load() is not None:
+                yield from single_rows(postings, asked, peer, size.repeats, how)
+                yield block_row(postings, asked, peer, size.repeats, how)
     if installed(RANK_BM25):
         yield rank_bm25_row(tokens[:FOR_RANK_BM25], asked)
+
+
+def single_rows(postings: Postings, asked: list[list[str]], peer: Any, repeats: int, how: str) -> Iterator[Row]:  # noqa: ANN401
+    """A first query, one after 200 others, and known ones."""
+    fresh, used, known = [BM25Index([postings]) for _ in asked], BM25Index([postings]), BM25Index([postings])
+    for index, before in ((used, tokenized(200, 2)), (known, asked), (known, asked)):
+        for terms in before:
+            index.scores(terms)
+    theirs: Calls = {BM25S: lambda n: bm25s_top(peer, asked[n], 10)} if peer else {}
+    once, often, rows = range(len(asked)), [*range(len(asked))] * repeats, np.arange(len(known))
+    checks = same_best(known, peer, asked)
+    ways: Mapping[str, tuple[Call, Sequence[int]]] = {
+        "a first query": (lambda n: our_top(fresh[n], asked[n], 10, rows), once),
+        "a new query": (lambda n: our_top(used, asked[n], 10, rows), once),
+        "asked before": (lambda n: our_top(known, asked[n], 10, rows), often),
+    }
+    for name, (ours, numbers) in ways.items():
+        times, work = alternate({OURS: ours, **theirs}, numbers, warm=False), f"BM25 top-10, {how}, {len(known):,}"
+        yield Row(f"{work}: {name}", times, {BM25S: 1.1}, checks if numbers is often else {})
+
+
+def block_row(postings: Postings, asked: list[list[str]], peer: Any, repeats: int, how: str) -> Row:  # noqa: ANN401
+    """All queries at once: ours on one core, the peer on all."""
+    index, rows = BM25Index([postings]), np.arange(len(postings))
+    per_block = max(1, min(len(asked), BLOCK_BYTES // (8 * max(1, len(postings)))))
+
+    def ours(n: int) -> list[Rows]:
+        starts = range(0, len(asked), per_block)
+        blocks = (index.block(asked[start : start + per_block]) for start in starts)
+        return [top(rows, scores, 10) for block in blocks for scores in block]
+
+    calls: Calls = {OURS: ours}
+    if peer is not None:
+        calls[BM25S] = lambda n: peer.retrieve(asked, k=10, show_progress=False, n_threads=-1)
+    times = alternate(calls, range(repeats))
+    return Row(f"BM25 top-10, {how}, {len(postings):,}: a block of {len(asked)}", times, {BM25S: 1.1})
 
 
 def same_best(index: BM25Index, peer: Any, asked: Sequence[list[str]]) -> dict[str, bool]:  # noqa: ANN401

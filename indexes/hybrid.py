@@ -151,6 +151,8 @@ class HybridIndex:
         self.lexical = lexical
         self.alive = alive
         self._bound = error_bound(dense.dim)
+        self._rows: Rows = np.arange(len(lexical))
+        self._rows.setflags(write=False)
 
     def __len__(self) -> int:
         """Rows, removed ones included."""
@@ -173,7 +175,8 @@ class HybridIndex:
         if self.dense.ann is not None:
             return [self._score_proposed(query, mask) for query, mask in zip(queries, masks, strict=True)]
         dense = self.dense.scores(vectors)
-        scores = [self._score_all(query, dense[i]) for i, query in enumerate(queries)]
+        lexical = self.lexical.block([query.terms for query in queries])
+        scores = [self._score_all(query, dense[i], lexical[i]) for i, query in enumerate(queries)]
         return [one if mask is None else one.restricted(mask) for one, mask in zip(scores, masks, strict=True)]
 
     def _with_alive(self, mask: Mask | None) -> Mask | None:
@@ -190,18 +193,17 @@ class HybridIndex:
                 )
         return np.stack([query.vector for query in queries])
 
-    def _score_all(self, query: Query, dense: NDArray[np.float32]) -> ChannelScores:
+    def _score_all(self, query: Query, dense: NDArray[np.float32], lexical: Scores) -> ChannelScores:
         directed, known = bool(query.vector.any()), self.lexical.knows(query.terms)
         if not directed:
             dense.fill(NO_DIRECTION)
-        lexical = self.lexical.scores(query.terms) if known else np.zeros(len(self))
-        return ChannelScores(query, np.arange(len(self)), dense, lexical, directed, known)
+        return ChannelScores(query, self._rows, dense, lexical, directed, known)
 
     def _score_proposed(self, query: Query, eligible: Mask | None) -> ChannelScores:
         """Exact scores of the rows that FAISS or the lexical channel propose."""
-        allowed = np.arange(len(self)) if eligible is None else np.flatnonzero(eligible)
+        allowed = self._rows if eligible is None else np.flatnonzero(eligible)
         wanted = min(_PROPOSALS, len(allowed))
-        everything = self._score_all(query, np.empty(len(self), np.float32))
+        everything = self._score_all(query, np.empty(len(self), np.float32), self.lexical.scores(query.terms))
         proposed = self.dense.propose(query.vector, wanted, eligible) if everything.dense_speaks else allowed[:0]
         if everything.dense_speaks and len(proposed) < wanted // 2:
             proposed = allowed  # a filter that FAISS cannot see through must not leave a prompt short

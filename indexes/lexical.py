@@ -12,20 +12,22 @@ CIKM 2011 (plus); Kamphuis et al., "Which BM25 do you mean?", ECIR 2020 (lucene,
 from __future__ import annotations
 
 import math
-import threading
-from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from indexes import kernels
 from indexes.errors import InvalidInput
-from indexes.vocabulary import Vocabulary, check_vocabulary
+from indexes.postings import Postings
 
 Scores: TypeAlias = NDArray[np.float64]
+Number = TypeVar("Number", bound=np.generic)
 
 VARIANTS = ("lucene", "okapi", "plus", "l")
 
@@ -53,6 +55,13 @@ class BM25:
             raise InvalidInput(f"BM25 variant {self.variant!r}", expected=f"one of {', '.join(VARIANTS)}")
         if not (self.k1 > 0 and 0 <= self.b <= 1):
             raise InvalidInput(f"BM25 with k1={self.k1}, b={self.b}", expected="k1 over 0 and b from 0 to 1")
+
+    @property
+    def lower_bound(self) -> float:
+        """`delta`, or the paper's."""
+        if self.delta is None:
+            return 0.5 if self.variant == "l" else 1.0
+        return self.delta
 
 
 def idf_lucene(documents: int, containing: int) -> float:
@@ -91,90 +100,6 @@ def tf_l(counts: Scores, norms: Scores, k1: float, delta: float) -> Scores:
     return (k1 + 1.0) * normalised / (k1 + normalised)
 
 
-@dataclass(frozen=True)
-class Postings:
-    """The terms of a run of documents, by term.
-
-    Attributes:
-        vocabulary: The distinct terms, sorted.
-        offsets: Where each term's postings begin, and the end; int64, shape (terms + 1,).
-        rows: The documents that contain it, ascending; int32, shape (postings,).
-        counts: How often each does; int32, shape (postings,).
-        lengths: Terms per document, repeats included; int32, shape (documents,).
-    """
-
-    vocabulary: Vocabulary
-    offsets: NDArray[np.int64]
-    rows: NDArray[np.int32]
-    counts: NDArray[np.int32]
-    lengths: NDArray[np.int32]
-
-    @classmethod
-    def from_documents(cls, documents: Iterable[Sequence[str]]) -> Postings:
-        """From the terms of each document, in row order. Holds no Python object per posting."""
-        numbers: dict[str, int] = {}
-        flat, lengths = array("i"), array("i")
-        for terms in documents:
-            flat.extend([numbers.setdefault(term, len(numbers)) for term in terms])
-            lengths.append(len(terms))
-        terms_sorted = sorted(numbers)
-        place = np.empty(len(numbers), dtype=np.int64)
-        place[[numbers[term] for term in terms_sorted]] = np.arange(len(numbers))
-        length_array = np.array(lengths, dtype=np.int32)
-        row_of = np.repeat(np.arange(len(length_array), dtype=np.int64), length_array)
-        key = place[np.array(flat, dtype=np.int64)] * max(1, len(length_array)) + row_of
-        key, counts = np.unique(key, return_counts=True)
-        term_of, rows = np.divmod(key, max(1, len(length_array)))
-        offsets = np.searchsorted(term_of, np.arange(len(numbers) + 1))
-        return cls(
-            Vocabulary.from_terms(terms_sorted),
-            offsets.astype(np.int64),
-            rows.astype(np.int32),
-            counts.astype(np.int32),
-            length_array,
-        )
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def slice(self, term: str) -> slice:
-        """Where the postings of a term stand; empty when there are none."""
-        number = self.vocabulary.find(term)
-        return slice(0, 0) if number < 0 else slice(int(self.offsets[number]), int(self.offsets[number + 1]))
-
-    def documents(self) -> list[list[str]]:
-        """The terms of each document, sorted; the inverse of `from_documents` up to order."""
-        documents: list[list[str]] = [[] for _ in range(len(self))]
-        for number, term in enumerate(self.vocabulary):
-            span = slice(self.offsets[number], self.offsets[number + 1])
-            for row, count in zip(self.rows[span].tolist(), self.counts[span].tolist(), strict=True):
-                documents[row].extend([term] * count)
-        return documents
-
-
-def check_postings(postings: Postings) -> None:
-    """Refuses arrays that do not describe postings.
-
-    Raises:
-        InvalidInput: Offsets that do not rise from 0 to the end, rows out of range, counts under 1, or lengths that are
-            not the sums of the counts.
-    """
-    documents, count = len(postings.lengths), len(postings.rows)
-    vocabulary = postings.vocabulary
-    check_vocabulary(vocabulary, "term")
-    if not len(postings.offsets) or postings.offsets[0] != 0 or postings.offsets[-1] != count:
-        raise InvalidInput(f"posting offsets that do not run from 0 to {count}")
-    if (np.diff(postings.offsets) < 0).any():
-        raise InvalidInput("posting offsets that fall")
-    if len(postings.offsets) != len(vocabulary) + 1 or len(postings.counts) != count:
-        raise InvalidInput(f"{len(vocabulary)} terms, {len(postings.offsets)} offsets, {len(postings.counts)} counts")
-    if count and not (postings.rows.min() >= 0 and postings.rows.max() < documents and postings.counts.min() > 0):
-        raise InvalidInput("postings of rows that are not there, or counts under 1")
-    sums = np.bincount(postings.rows, weights=postings.counts, minlength=documents)
-    if not np.array_equal(sums, postings.lengths):
-        raise InvalidInput("document lengths that are not the sums of their counts")
-
-
 class LexicalIndex(Protocol):
     """What the hybrid index asks of a lexical one."""
 
@@ -187,29 +112,94 @@ class LexicalIndex(Protocol):
     def scores(self, terms: Sequence[str]) -> Scores:
         """The score of every row for the terms of a query; shape (rows,). Scores of removed rows mean nothing."""
 
+    def block(self, queries: Sequence[Sequence[str]]) -> Scores:
+        """The same for several queries at once, to the bit; shape (queries, rows)."""
 
-_MOST_KEPT = 128 << 20
-"""Bytes of postings that are kept of the terms that were asked for."""
 
-_TERM_BYTES = 500
-"""What a term takes beside its postings: measured at 440, rounded up."""
+_CHUNK = 1 << 14
+"""Postings that NumPy works on at once: what it writes in between stays in the processor's cache."""
+
+_MOST_TERMS = 1 << 16
+"""Terms whose places are remembered; about 500 bytes each."""
+
+_FORMS = {"plus": kernels.PLUS, "l": kernels.L}
 
 
 @dataclass(frozen=True)
 class _Term:
-    """What a term adds to the scores, each time it occurs in the query.
+    """Where a term is found.
 
     Attributes:
-        rows: The rows that contain it, int64, shape (m,).
-        weights: What it adds to each, idf · tf-part, float64, shape (m,).
+        containing: How many rows that were not removed contain it.
+        idf: Its idf.
+        spans: The part, the number in its vocabulary, and where the postings begin and end, for each part with any.
     """
 
-    rows: NDArray[np.int64]
+    containing: int
+    idf: float
+    spans: tuple[tuple[int, int, int, int], ...]
+
+
+def _shared(places: NDArray[np.int64], ways: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """What is to be done about the weights of terms that come several times: stored the first time, then read."""
+    _, first, inverse, often = np.unique(places, return_index=True, return_inverse=True, return_counts=True)
+    ways = np.where(often[inverse] > 1, np.maximum(ways, kernels.SEEN), ways)
+    return np.where(np.arange(len(places)) > first[inverse], kernels.STORED, ways).astype(np.uint8)
+
+
+class _Wanted(NamedTuple):
+    """A term of a query in one part: the query's number, the term's, where its postings are, idf, and how often."""
+
+    query: int
+    number: int
+    start: int
+    stop: int
+    idf: float
+    times: int
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A run of documents within the index.
+
+    Attributes:
+        postings: Its postings.
+        begin: Its first row.
+        weights: What each posting adds to a score, idf · tf-part, float64, shape (postings,), where it was stored. What
+            was not is memory that is not in use.
+        ways: Of each term, what is to be done about its weights, uint8, shape (terms,): `UNKNOWN` at first, `SEEN` once
+            it was asked for, `STORED` then. A term that is asked for once costs no memory.
+    """
+
+    postings: Postings
+    begin: int
     weights: Scores
+    ways: NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, postings: Postings, begin: int) -> _Part:
+        """With nothing stored."""
+        plain = replace(
+            postings,
+            rows=_read_only(postings.rows),
+            counts=_read_only(postings.counts),
+            lengths=_read_only(postings.lengths),
+        )
+        ways = np.zeros(len(postings.vocabulary), np.uint8)
+        return cls(plain, begin, np.empty(len(plain.rows)), ways)
+
+
+def _read_only(array: NDArray[Number]) -> NDArray[Number]:
+    """A view as the compiled loops take it: in order, aligned, not written to; what a file gave is that already."""
+    view = np.require(array, requirements=["C", "A"]).view()
+    view.setflags(write=False)
+    return view
 
 
 class BM25Index:
     """BM25 over one or more runs of documents, some of which may have been removed since.
+
+    Safe to use from several threads: what two of them store of a term is the same.
 
     Args:
         segments: The runs, in row order.
@@ -224,62 +214,101 @@ class BM25Index:
         removed: Mapping[int, Sequence[str]] | None = None,
     ) -> None:
         self.settings = settings or BM25()
-        self._segments = tuple(segments)
         removed = removed or {}
         self._removed = Counter(term for terms in removed.values() for term in set(terms))
-        lengths = np.concatenate([np.empty(0, np.int32), *(segment.lengths for segment in self._segments)])
-        self._documents = len(lengths) - len(removed)
-        total = int(lengths.sum(dtype=np.int64)) - sum(map(len, removed.values()))
-        mean = total / self._documents if self._documents and total else 1.0
-        self._norms = 1.0 - self.settings.b + self.settings.b * (lengths / mean)
-        self._idf_floor = self._mean_idf() * self.settings.epsilon if self.settings.variant == "okapi" else 0.0
-        # Queries share most of their postings: those of frequent terms. Replaced as a whole when it is full.
+        ends = list(accumulate(map(len, segments)))
+        self._size = ends[-1] if ends else 0
+        self._documents = self._size - len(removed)
+        total = sum(int(segment.lengths.sum(dtype=np.int64)) for segment in segments)
+        total -= sum(map(len, removed.values()))
+        self._mean = total / self._documents if self._documents and total else 1.0
+        self._parts = [_Part.of(segment, end - len(segment)) for segment, end in zip(segments, ends, strict=True)]
         self._terms: dict[str, _Term] = {}
-        self._kept = 0
-        self._keeping = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._norms)
+        return self._size
 
     def knows(self, terms: Iterable[str]) -> bool:
         """Whether any row that was not removed contains any of the terms."""
-        return any(self._containing(term) for term in terms)
+        return any(self._term(term).containing for term in terms)
 
     def scores(self, terms: Sequence[str]) -> Scores:
         """The score of every row; a term that occurs twice in the query counts twice."""
-        scores = np.zeros(len(self))
-        for term, times in Counter(terms).items():
-            found = self._term(term)
-            if found is not None:
-                np.add.at(scores, found.rows, found.weights if times == 1 else times * found.weights)
+        scores: Scores = self.block([terms])[0]
         return scores
 
-    def _term(self, term: str) -> _Term | None:
-        """A term that some row contains, worked out once; None for any other."""
-        found = self._terms.get(term)
-        if found is not None:
-            return found
-        containing = self._containing(term)
-        if not containing:
-            return None
-        starts = np.cumsum([0, *map(len, self._segments)])
-        spans = [segment.slice(term) for segment in self._segments]
-        runs = list(zip(self._segments, spans, starts, strict=False))
-        rows = np.concatenate([segment.rows[span] + start for segment, span, start in runs])
-        counts = np.concatenate([segment.counts[span] for segment, span, _ in runs]).astype(np.float64)
-        found = _Term(rows, self._idf(containing) * self._tf(counts, self._norms[rows]))
-        size = found.rows.nbytes + found.weights.nbytes + _TERM_BYTES
-        with self._keeping:
-            if self._kept + size > _MOST_KEPT:
-                self._terms, self._kept = {}, 0
-            self._terms[term] = found
-            self._kept += size
-        return found
+    def block(self, queries: Sequence[Sequence[str]]) -> Scores:
+        """The scores of several queries; a term that they share is found and weighed once.
 
-    def _containing(self, term: str) -> int:
-        """How many rows that were not removed contain the term."""
-        spans = (segment.slice(term) for segment in self._segments)
-        return sum(int(span.stop - span.start) for span in spans) - self._removed[term]
+        Returns:
+            float64, shape (queries, rows).
+        """
+        scores = np.zeros((len(queries), len(self)))
+        # In the order of a query's terms, whatever the part: that is the order in which a row's score is added up.
+        wanted: list[list[_Wanted]] = [[] for _ in self._parts]
+        for query, terms in enumerate(queries):
+            for term, times in Counter(terms).items():
+                found = self._term(term)
+                if found.containing:
+                    for place, number, start, stop in found.spans:
+                        wanted[place].append(_Wanted(query, number, start, stop, found.idf, times))
+        work = sum(one.stop - one.start for terms_of in wanted for one in terms_of)
+        compiled = kernels.after(work)
+        for part, terms_of in zip(self._parts, wanted, strict=True):
+            if terms_of:
+                self._add(part, terms_of, scores, compiled)
+        return scores
+
+    def _add(self, part: _Part, wanted: list[_Wanted], scores: Scores, compiled: kernels.Kernels | None) -> None:
+        """Adds what the terms contribute in one part."""
+        queries, numbers, starts, stops, idfs, times = zip(*wanted, strict=True)
+        places = np.array(numbers)
+        ways = part.ways[places]
+        if len(scores) > 1:  # the second time that a block asks for a term, its weights are there
+            ways = _shared(places, ways)
+        if compiled is None:
+            for one, way in zip(wanted, ways.tolist(), strict=True):
+                self._add_one(part, one, way, scores[one.query, part.begin :])
+        else:
+            bounds = np.searchsorted(np.array(queries), np.arange(len(scores) + 1))
+            terms = np.array(starts), np.array(stops), np.array(idfs), np.array(times, np.float64), ways
+            postings, settings = part.postings, self.settings
+            arrays = postings.rows, postings.counts, postings.lengths, part.weights
+            numbers = self._mean, settings.k1, settings.b, settings.lower_bound
+            form = _FORMS.get(settings.variant, kernels.OKAPI)
+            compiled.add(scores, part.begin, bounds, *terms, *arrays, form, *numbers)
+        part.ways[places] = np.minimum(ways + 1, kernels.STORED)
+
+    def _add_one(self, part: _Part, one: _Wanted, way: int, scores: Scores) -> None:
+        """Adds what one term contributes to one query in one part, with NumPy."""
+        postings = part.postings
+        for start in range(one.start, one.stop, _CHUNK):
+            here = slice(start, min(start + _CHUNK, one.stop))
+            rows = postings.rows[here].astype(np.intp)
+            if way == kernels.STORED:
+                weights = part.weights[here]
+            else:
+                norms = 1.0 - self.settings.b + self.settings.b * (postings.lengths[rows] / self._mean)
+                weights = one.idf * self._tf(postings.counts[here].astype(np.float64), norms)
+                if way == kernels.SEEN:
+                    part.weights[here] = weights
+            np.add.at(scores, rows, weights if one.times == 1 else one.times * weights)
+
+    def _term(self, term: str) -> _Term:
+        """Where a term is, looked up once."""
+        found = self._terms.get(term)
+        if found is None:
+            spans = []
+            for place, part in enumerate(self._parts):
+                number, here = part.postings.find(term)
+                if here.stop > here.start:
+                    spans.append((place, number, here.start, here.stop))
+            containing = sum(stop - start for _, _, start, stop in spans) - self._removed[term]
+            found = _Term(containing, self._idf(containing) if containing else 0.0, tuple(spans))
+            if len(self._terms) >= _MOST_TERMS:
+                self._terms = {}  # replaced as a whole: another thread may be reading it
+            self._terms[term] = found
+        return found
 
     def _idf(self, containing: int) -> float:
         match self.settings.variant:
@@ -291,73 +320,25 @@ class BM25Index:
                 return idf_l(self._documents, containing)
             case _:
                 idf = idf_okapi(self._documents, containing)
-                return idf if idf >= 0 else self._idf_floor
+                return idf if idf >= 0 else self._mean_idf * self.settings.epsilon
 
     def _tf(self, counts: Scores, norms: Scores) -> Scores:
-        k1, delta = self.settings.k1, self.settings.delta
+        k1, delta = self.settings.k1, self.settings.lower_bound
         match self.settings.variant:
             case "plus":
-                return tf_plus(counts, norms, k1, 1.0 if delta is None else delta)
+                return tf_plus(counts, norms, k1, delta)
             case "l":
-                return tf_l(counts, norms, k1, 0.5 if delta is None else delta)
+                return tf_l(counts, norms, k1, delta)
             case _:
                 return tf_okapi(counts, norms, k1)
 
+    @cached_property
     def _mean_idf(self) -> float:
         """The mean okapi idf over the vocabulary; summed exactly, so that the order of terms does not matter."""
         containing: Counter[str] = Counter()
-        for segment in self._segments:
-            containing.update(dict(zip(segment.vocabulary, np.diff(segment.offsets).tolist(), strict=True)))
+        for part in self._parts:
+            postings = part.postings
+            containing.update(dict(zip(postings.vocabulary, np.diff(postings.offsets).tolist(), strict=True)))
         containing.subtract(self._removed)
         present = [n for n in containing.values() if n > 0]
         return math.fsum(idf_okapi(self._documents, n) for n in present) / len(present) if present else 0.0
-
-
-class RankBM25Index:
-    """The same interface over the package rank-bm25 (Okapi), for small pools and for checking.
-
-    It scores every row in Python, some thousand times slower than `BM25Index` at 100,000 rows.
-
-    Args:
-        segments: The runs of documents, in row order.
-        settings: k1, b and epsilon are used; the variant must be `okapi`.
-        removed: For each removed row, the terms of its document.
-
-    Raises:
-        InvalidInput: A variant other than `okapi`.
-    """
-
-    def __init__(
-        self,
-        segments: Sequence[Postings],
-        settings: BM25 | None = None,
-        removed: Mapping[int, Sequence[str]] | None = None,
-    ) -> None:
-        self.settings = settings or BM25(variant="okapi")
-        if self.settings.variant != "okapi":
-            raise InvalidInput(f"rank-bm25 with the variant {self.settings.variant!r}", expected="okapi")
-        documents = [document for segment in segments for document in segment.documents()]
-        self._rows = np.array([row for row in range(len(documents)) if row not in (removed or {})], dtype=np.int64)
-        self._size = len(documents)
-        kept = [documents[row] for row in self._rows]
-        self._terms = frozenset(term for document in kept for term in document)
-        self._scorer = self._make(kept) if self._terms else None
-
-    def _make(self, documents: list[list[str]]) -> object:
-        from rank_bm25 import BM25Okapi
-
-        return BM25Okapi(documents, k1=self.settings.k1, b=self.settings.b, epsilon=self.settings.epsilon)
-
-    def __len__(self) -> int:
-        return self._size
-
-    def knows(self, terms: Iterable[str]) -> bool:
-        """Whether any row that was not removed contains any of the terms."""
-        return not self._terms.isdisjoint(terms)
-
-    def scores(self, terms: Sequence[str]) -> Scores:
-        """The score of every row for the terms of a query, as rank-bm25 gives them."""
-        scores = np.zeros(self._size)
-        if self._scorer is not None:
-            scores[self._rows] = self._scorer.get_scores(list(terms))  # type: ignore[attr-defined]
-        return scores

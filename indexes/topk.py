@@ -1,34 +1,21 @@
-"""The best of many scores, without sorting them, and often without looking at most of them twice."""
+"""The best of many scores, without sorting them, and without looking at most of them twice.
+
+Scores are split into groups. The k-th largest of the groups' maxima is a bound that at least k scores reach, so that
+all that matters lies in the few groups whose maximum reaches it. Once `indexes.kernels` has compiled its loops, a small
+k takes one pass that holds the best so far, which is faster still and gives the same.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
+from indexes import kernels
+
 _GROUP = 64
 
-
-def kth_largest(scores: NDArray[np.floating], k: int) -> np.floating:
-    """The k-th largest of some scores, repeats counted.
-
-    Where k is small beside their number, they are split into groups, and the k-th largest of the groups' maxima is a
-    bound that at least k scores reach. The answer is among these, which are few.
-
-    Args:
-        scores: Shape (n,), no NaN.
-        k: From 1 to n.
-    """
-    groups = len(scores) // _GROUP
-    if k < groups:
-        # Group i is every score whose place is i modulo their number: maxima of whole rows are fast.
-        maxima = scores[: groups * _GROUP].reshape(_GROUP, groups).max(axis=0)
-        scores = scores[scores >= _kth(maxima, k)]
-    return _kth(scores, k)
-
-
-def _kth(scores: NDArray[np.floating], k: int) -> np.floating:
-    largest: np.floating = scores.max() if k == 1 else np.partition(scores, len(scores) - k)[len(scores) - k]
-    return largest
+_COMPILED_K = 128
+"""Up to here the compiled loop, which inserts into a sorted list, is the faster one."""
 
 
 def top(rows: NDArray[np.int64], scores: NDArray[np.float64], k: int) -> NDArray[np.int64]:
@@ -41,8 +28,12 @@ def top(rows: NDArray[np.int64], scores: NDArray[np.float64], k: int) -> NDArray
     """
     if k <= 0:
         return np.empty(0, np.int64)
+    compiled = kernels.current()
+    if compiled is not None and k <= min(_COMPILED_K, len(rows)) and len(rows) > _GROUP * k:
+        places: NDArray[np.int64] = compiled.best(rows, scores, k)
+        return places
     # All that tie with the k-th stay in, so that the row numbers decide among them.
-    places = np.flatnonzero(scores >= kth_largest(scores, k)) if k < len(rows) else np.arange(len(rows))
+    places = _near(scores, k, 0.0) if k < len(rows) else np.arange(len(rows))
     order = np.lexsort((rows[places], -scores[places]))[:k]
     return places[order]
 
@@ -53,4 +44,34 @@ def possible(scores: NDArray[np.floating], k: int, margin: float) -> NDArray[np.
         return np.arange(len(scores))
     if k <= 0:
         return np.empty(0, np.int64)
-    return np.flatnonzero(scores >= float(kth_largest(scores, k)) - 2.0 * margin)
+    return _near(scores, k, 2.0 * margin)
+
+
+def _near(scores: NDArray[np.floating], k: int, margin: float) -> NDArray[np.int64]:
+    """The places of the scores that are at most `margin` below the k-th largest, ascending."""
+    groups = len(scores) // _GROUP
+    if k >= groups:
+        return np.flatnonzero(scores >= _kth(scores, k) - margin)
+    # Group i is every score whose place is i modulo their number: maxima of whole rows are fast.
+    maxima = scores[: groups * _GROUP].reshape(_GROUP, groups).max(axis=0)
+    places = _reaching(scores, maxima, _kth(maxima, k))
+    bound = _kth(scores[places], k)
+    if margin:
+        return _reaching(scores, maxima, bound - margin)
+    return places[scores[places] >= bound]
+
+
+def _reaching(scores: NDArray[np.floating], maxima: NDArray[np.floating], bound: float) -> NDArray[np.int64]:
+    """The places of the scores that reach a bound, ascending, given the maxima of the groups."""
+    groups = np.flatnonzero(maxima >= bound)
+    if len(groups) > len(maxima) // 8:
+        return np.flatnonzero(scores >= bound)
+    grouped = (groups + len(maxima) * np.arange(_GROUP)[:, np.newaxis]).ravel()  # ascending
+    places = np.concatenate([grouped, np.arange(len(maxima) * _GROUP, len(scores))])
+    reached: NDArray[np.int64] = places[scores[places] >= bound]
+    return reached
+
+
+def _kth(scores: NDArray[np.floating], k: int) -> float:
+    """The k-th largest, repeats counted."""
+    return float(scores.max() if k == 1 else np.partition(scores, len(scores) - k)[len(scores) - k])

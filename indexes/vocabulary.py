@@ -3,58 +3,47 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left
+from collections.abc import Iterable
+from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from indexes.errors import InvalidInput
+from indexes.strings import Strings
+
+_MOST_HEADS = 256
 
 
-class Vocabulary:
+class Vocabulary(Strings):
     """Sorted distinct terms; the number of a term is its place.
 
     UTF-8 keeps the order of code points, so a binary search over the encoded bytes is one over the terms.
-
-    Args:
-        blob: The terms' UTF-8 bytes, one after the other, dtype uint8.
-        offsets: Where each term begins in `blob`, and the end, dtype int64, shape (terms + 1,).
     """
-
-    def __init__(self, blob: NDArray[np.uint8], offsets: NDArray[np.int64]) -> None:
-        self.blob = blob
-        self.offsets = offsets
-        self._bytes = blob.data
 
     @classmethod
     def from_terms(cls, terms: Iterable[str]) -> Vocabulary:
         """From terms that are sorted and distinct."""
-        encoded = [term.encode("utf-8", "surrogatepass") for term in terms]
-        offsets = np.zeros(len(encoded) + 1, dtype=np.int64)
-        np.cumsum([len(term) for term in encoded], out=offsets[1:])
-        return cls(np.frombuffer(b"".join(encoded), dtype=np.uint8), offsets)
+        strings = Strings.of(terms)
+        return cls(strings.blob, strings.offsets)
 
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
+    @cached_property
+    def _stride(self) -> int:
+        return len(self) // _MOST_HEADS + 1
 
-    def __iter__(self) -> Iterator[str]:
-        return (self.encoded(number).decode("utf-8", "surrogatepass") for number in range(len(self)))
-
-    def encoded(self, number: int) -> bytes:
-        """The UTF-8 bytes of a term by its number."""
-        return bytes(self._bytes[self.offsets[number] : self.offsets[number + 1]])
+    @cached_property
+    def _heads(self) -> list[bytes]:
+        """Some of the terms, at equal distances; they spare half of the steps of a search."""
+        return [self.encoded(number) for number in range(0, len(self), self._stride)]
 
     def find(self, term: str) -> int:
         """The number of a term; -1 when it is not there."""
         wanted = term.encode("utf-8", "surrogatepass")
-        low, high = 0, len(self)
-        while low < high:
-            middle = (low + high) // 2
-            if self.encoded(middle) < wanted:
-                low = middle + 1
-            else:
-                high = middle
-        return low if low < len(self) and self.encoded(low) == wanted else -1
+        # What is before the wanted term's head is less than it, what is at the head behind it is not.
+        behind = bisect_left(self._heads, wanted)
+        span = range(len(self))[max(0, behind - 1) * self._stride : behind * self._stride + 1]
+        number = span.start + bisect_left(span, wanted, key=self.encoded)
+        return number if number < len(self) and self.encoded(number) == wanted else -1
 
 
 def check_vocabulary(vocabulary: Vocabulary, name: str) -> None:

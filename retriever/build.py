@@ -19,7 +19,9 @@ from indexes.dense import AnnIndex, DenseIndex, Segment
 from indexes.files import Buffer
 from indexes.generation import Manifest
 from indexes.hybrid import HybridIndex, Query
-from indexes.lexical import BM25Index, Postings, RankBM25Index
+from indexes.lexical import BM25Index
+from indexes.postings import Postings
+from indexes.reference import RankBM25Index
 from indexes.vocabulary import Vocabulary
 from retriever.embedders import (
     Embedder,
@@ -28,11 +30,12 @@ from retriever.embedders import (
 )
 from retriever.evaluation.calibration import Calibration, calibrate
 from retriever.example import Json
-from retriever.keys import Key, text_hash
+from retriever.keys import Key
 from retriever.pool import Pool
 from retriever.revisions import Revision
 from retriever.settings import IndexSettings
 from retriever.stored_embedder import StoredEmbedder
+from retriever.texts import Texts
 from retriever.token_storage import TextTokens, token_files
 
 Progress: TypeAlias = Callable[[str, int, int], None]
@@ -41,37 +44,6 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 _ABOUT = ("settings", "embedder", "fusion", "recipe")
 
 _ENCODE_BLOCK = 512
-
-
-@dataclass(frozen=True)
-class Texts:
-    """The key texts of a revision of the pool.
-
-    Attributes:
-        rows: The pool's row numbers, ascending, int64, shape (rows,).
-        ids: The examples' ids, in the same order.
-        texts: The distinct key texts, in order of first appearance.
-        number: For each row the place of its text in `texts`, int64, shape (rows,).
-    """
-
-    rows: NDArray[np.int64]
-    ids: list[str]
-    texts: list[str]
-    number: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, pool: Pool, revision: Revision, key: Key) -> Texts:
-        """Reads them."""
-        numbers: dict[str, int] = {}
-        rows, ids, number = [], [], []
-        for pool_row in pool.examples(revision.number):
-            rows.append(pool_row.row)
-            ids.append(pool_row.example.id)
-            number.append(numbers.setdefault(key.text(pool_row.example), len(numbers)))
-        return cls(np.array(rows, dtype=np.int64), ids, list(numbers), np.array(number, dtype=np.int64))
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
 
 class Known(Protocol):
@@ -249,15 +221,14 @@ def _weight(
 
 
 def _content(texts: Texts, segment: Segment, postings: Postings) -> dict[str, Sequence[Buffer]]:
-    order = sorted(range(len(texts)), key=lambda row: texts.ids[row].encode())
+    order = sorted(range(len(texts)), key=texts.ids.encoded)
     ids = Vocabulary.from_terms(texts.ids[row] for row in order)
-    hashes = np.array([text_hash(text) for text in texts.texts], dtype=np.uint64)
     arrays: dict[str, NDArray[np.generic]] = {
         "rows": texts.rows,
         "ids": ids.blob,
         "id_offsets": ids.offsets,
         "id_rows": np.array(order, dtype=np.int64),
-        "text_hashes": hashes[texts.number],
+        "text_hashes": texts.hashes,
         "vectors": segment.vectors,
         "terms": postings.vocabulary.blob,
         "term_offsets": postings.vocabulary.offsets,

@@ -132,7 +132,7 @@ class LiveIndex:
         self._move_to(self._open())
 
     def _open(self) -> Snapshot:
-        return open_snapshot(self.path, self._pool, verify=not self._trust, note=self._note)
+        return open_snapshot(self.path, self._pool, verify=not self._trust, remember=True, note=self._note)
 
     def _newest(self) -> Snapshot:
         """The newest view, at the cost of what has changed."""

@@ -10,6 +10,7 @@ from indexes import current as currents
 from indexes import generation as generations
 from indexes.current import Current, current_path
 from indexes.generation import Generation
+from retriever import verified
 from retriever.errors import IndexCorrupt, IndexMissing
 from retriever.pool import Pool
 from retriever.revisions import Revision
@@ -69,13 +70,17 @@ def read_current(root: Path, pool: Pool) -> Current | None:
         ) from None
 
 
-def open_snapshot(root: Path, pool: Pool, *, verify: bool, note: Callable[[str], None]) -> Snapshot:
+def open_snapshot(
+    root: Path, pool: Pool, *, verify: bool, remember: bool = False, note: Callable[[str], None]
+) -> Snapshot:
     """The newest view of an index; tried again when a writer publishes between one look and the next.
 
     Args:
         root: The index directory.
         pool: Its pool.
         verify: Whether to compare hashes and to look at every vector and posting.
+        remember: Whether a verification within a day counts where no file was written to since; see
+            `retriever.verified`.
         note: Told in one line when an older generation answers in place of what is damaged.
 
     Raises:
@@ -93,7 +98,7 @@ def open_snapshot(root: Path, pool: Pool, *, verify: bool, note: Callable[[str],
             raise _unfinished(root)
         newest = Revision(current.revision, current.chain)
         try:
-            view = _view(generations.open_current(root, current, verify=verify), pool, verify=verify)
+            view = _current_view(root, pool, current, verify=verify, remember=remember)
         except IndexCorrupt as damage:
             # No damage, if a writer has published meanwhile and removed what was being read.
             if attempt + 1 < _ATTEMPTS and read_current(root, pool) != current:
@@ -107,6 +112,18 @@ def open_snapshot(root: Path, pool: Pool, *, verify: bool, note: Callable[[str],
         "lacks the vectors of examples that were added",
         fix=f"repair it: retriever verify {root} --repair",
     )
+
+
+def _current_view(root: Path, pool: Pool, current: Current, *, verify: bool, remember: bool) -> Snapshot:
+    directory = root / current.generation
+    if not (verify and remember):
+        return _view(generations.open_current(root, current, verify=verify), pool, verify=verify)
+    seen = verified.state(directory)
+    if seen and verified.known(current.manifest, directory, seen):
+        return _view(generations.open_current(root, current, verify=False), pool, verify=False)
+    view = _view(generations.open_current(root, current), pool, verify=True)
+    verified.note(current.manifest, directory, seen)
+    return view
 
 
 def _substitute(

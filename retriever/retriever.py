@@ -28,6 +28,7 @@ from retriever.prompts import PromptOptions, prompt_for
 from retriever.ranking.recipe import Options, Recipe
 from retriever.recipes import RecipeLike, check_default, effective
 from retriever.selection import Selection
+from retriever.selector import MAX_BLOCK
 from retriever.settings import IndexSettings
 from retriever.snapshot import Snapshot
 
@@ -248,7 +249,7 @@ class Retriever:
         """
         vectors = None if vector is None else unit_rows(np.asarray(vector).reshape(1, -1))
         selector = self._live.selector
-        return selector.select([as_query(query)], effective(selector, recipe, options, self._limits), vectors)[0]
+        return next(selector.select([as_query(query)], effective(selector, recipe, options, self._limits), vectors))
 
     def select_many(
         self, queries: Iterable[QueryLike], *, recipe: RecipeLike = None, **options: Unpack[Options]
@@ -265,7 +266,7 @@ class Retriever:
         selector = self._live.selector
         settings = effective(selector, recipe, options, self._limits)
         remaining = iter(queries)
-        while block := [as_query(query) for query in islice(remaining, selector.block)]:
+        while block := [as_query(query) for query in islice(remaining, MAX_BLOCK)]:
             yield from selector.select(block, settings)
 
     def effective_recipe(self, recipe: RecipeLike = None, **options: Unpack[Options]) -> Recipe:

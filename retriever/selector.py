@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
@@ -15,6 +15,7 @@ from indexes.hybrid import ChannelScores, Fusion, Query
 from retriever.errors import InvalidInput
 from retriever.example import Example
 from retriever.filters import Filters
+from retriever.pipelining import one_ahead
 from retriever.ranking.guard import LEVELS, leak
 from retriever.ranking.pipeline import Check, Lookup, Ranked, Rows, rank
 from retriever.ranking.recipe import Part, Recipe
@@ -29,6 +30,7 @@ from retriever.snapshot import Snapshot
 _BLOCK_BYTES = 64 << 20
 _BYTES_PER_SCORE = 12
 MAX_BLOCK = 256
+"""Queries that are embedded at once."""
 MOST_SHARED = 20_000
 """Rows that a shared block is chosen from, where the strategy compares them; of a larger pool a seeded sample."""
 
@@ -80,11 +82,14 @@ class Selector:
 
     def select(
         self, queries: Sequence[Example], recipe: Recipe, vectors: NDArray[np.float32] | None = None
-    ) -> list[Selection]:
-        """The selections for a block of queries.
+    ) -> Iterator[Selection]:
+        """The selections for a few hundred queries, in their order.
+
+        They are embedded all at once and scored in blocks that keep the memory bounded; while the demonstrations of
+        one block are chosen, the next one is scored in another thread.
 
         Args:
-            queries: At most `block` of them, to keep the memory bounded.
+            queries: The queries.
             recipe: The settings.
             vectors: The vectors of the queries' keys, shape (queries, dim), when they are known already.
         """
@@ -95,14 +100,18 @@ class Selector:
         given = [Query(vector, tuple(one)) for vector, one in zip(vectors, terms, strict=True)]
         own = self._own_places(queries, recipe)
         excluded = list(self.snapshot.places_of(recipe.filter.exclude).values())
-        masks = [
-            self._filters.eligible(query, recipe.filter, [*excluded, *([] if at is None else [at])])
-            for query, at in zip(queries, own, strict=True)
-        ]
-        scored = self.snapshot.index.score(given, masks)
-        return [
-            self._select_one(query, scores, recipe, at) for query, scores, at in zip(queries, scored, own, strict=True)
-        ]
+
+        def score(block: slice) -> list[ChannelScores]:
+            masks = [
+                self._filters.eligible(query, recipe.filter, [*excluded, *([] if at is None else [at])])
+                for query, at in zip(queries[block], own[block], strict=True)
+            ]
+            return self.snapshot.index.score(given[block], masks)
+
+        blocks = [slice(start, start + self.block) for start in range(0, len(queries), self.block)]
+        for block, scored in zip(blocks, one_ahead(score, blocks), strict=True):
+            for query, scores, at in zip(queries[block], scored, own[block], strict=True):
+                yield self._select_one(query, scores, recipe, at)
 
     def _filled(self, recipe: Recipe) -> Recipe:
         """The recipe with the calibrated weight and every default filled in, so that what is stored says all."""

@@ -23,7 +23,9 @@ from indexes.analyzers import Analyzer, analyzer
 from indexes.dense import AnnIndex, DenseIndex, Segment, check_vectors
 from indexes.generation import Generation, Manifest
 from indexes.hybrid import HybridIndex
-from indexes.lexical import BM25Index, Postings, RankBM25Index, check_postings
+from indexes.lexical import BM25Index
+from indexes.postings import Postings, check_postings
+from indexes.reference import RankBM25Index
 from indexes.vocabulary import Vocabulary, check_vocabulary
 from retriever.errors import IndexCorrupt, InvalidInput
 from retriever.evaluation.calibration import Calibration

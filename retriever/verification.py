@@ -12,7 +12,7 @@ import numpy as np
 from indexes import generation as generations
 from indexes.current import Current
 from indexes.errors import RetrieverError
-from indexes.lexical import Postings
+from indexes.postings import Postings
 from indexes.vocabulary import check_sorted
 from retriever.errors import IndexCorrupt, InvalidInput, StorageError
 from retriever.keys import text_hash

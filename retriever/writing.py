@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from indexes import files
 from indexes import generation as generations
 from indexes.current import Current, current_path, point
-from retriever.build import Progress, Published, Texts, about_of, publish
+from retriever.build import Progress, Published, about_of, publish
 from retriever.embedders import Embedder, EmbedderSettings, EmbedderSource, load_embedder, prompts_of
 from retriever.errors import BadRows, IndexMissing, InvalidInput, OutOfSpace
 from retriever.evaluation.calibration import Calibration
@@ -29,6 +29,7 @@ from retriever.saved_vectors import SavedVectors, saved_directory
 from retriever.settings import IndexSettings
 from retriever.snapshot import Snapshot, pool_revision
 from retriever.stored_embedder import StoredEmbedder
+from retriever.texts import Texts
 from retriever.token_storage import TextTokens, predicted_bytes
 
 LOCK = "LOCK"

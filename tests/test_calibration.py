@@ -9,7 +9,8 @@ import pytest
 
 from indexes.dense import DenseIndex, Segment
 from indexes.hybrid import HybridIndex, Query
-from indexes.lexical import BM25Index, Postings
+from indexes.lexical import BM25Index
+from indexes.postings import Postings
 from retriever.errors import InvalidInput
 from retriever.evaluation.calibration import GRID, SAMPLE, Calibration, best_weight, calibrate, objective
 from retriever.example import Example

@@ -465,14 +465,18 @@ def test_an_interrupt_is_130_and_leaves_nothing(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    deadline = time.monotonic() + 30
-    while not held(path / "LOCK"):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    time.sleep(0.2)
-    child.send_signal(signal.SIGINT)
-    assert child.wait(timeout=30) == 130
-    assert child.communicate() == (b"", b"interrupted\n")
+    try:
+        deadline = time.monotonic() + 30
+        while not held(path / "LOCK"):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(0.2)
+        child.send_signal(signal.SIGINT)
+        assert child.wait(timeout=30) == 130
+    finally:
+        child.kill()
+        written = child.communicate()
+    assert written == (b"", b"interrupted\n")
     assert not path.exists()
 
 

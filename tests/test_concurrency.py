@@ -292,14 +292,14 @@ class TestLongReader:
 BUILDER = """
     import sys
     import cli
-    import retriever.build
+    import retriever.texts
     # Each holds the lock until a line comes: so the two meet at whatever speed they start.
-    built = retriever.build.Texts.of
+    built = retriever.texts.Texts.of
     def after_a_line(*arguments):
         print("building", file=sys.stderr, flush=True)
         sys.stdin.readline()
         return built(*arguments)
-    retriever.build.Texts.of = after_a_line
+    retriever.texts.Texts.of = after_a_line
     cli.main(["build", sys.argv[1], "-o", sys.argv[2], "--embedder", "latent", "--json"])
 """
 

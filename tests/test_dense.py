@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from indexes.dense import NO_DIRECTION, AnnIndex, DenseIndex, Segment, check_vectors, error_bound, exact_scores
 from indexes.errors import InvalidInput
 from indexes.hybrid import Fusion, HybridIndex, Query
-from indexes.lexical import BM25Index, Postings
+from indexes.lexical import BM25Index
+from indexes.postings import Postings
 
 FACTORIES = ["Flat", "HNSW32", "IVF4,Flat"]
 NESTED_FACTORIES = ["IVF4_HNSW8,Flat", "PCA8,Flat", "PCA8,IVF4,Flat", "PCA8,HNSW8", "IVF4,SQ8,RFlat"]

@@ -8,7 +8,8 @@ from threadpoolctl import threadpool_limits
 
 from indexes.dense import AnnIndex, DenseIndex, Segment, exact_scores
 from indexes.hybrid import Fusion, HybridIndex, Query
-from indexes.lexical import BM25Index, Postings
+from indexes.lexical import BM25Index
+from indexes.postings import Postings
 
 DIM = 4
 WEIGHTS = [0.0, 1e-12, 0.3, 0.5, 1.0]

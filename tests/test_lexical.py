@@ -14,7 +14,9 @@ from rank_bm25 import BM25Okapi, BM25Plus
 
 from indexes.analyzers import words
 from indexes.errors import InvalidInput
-from indexes.lexical import BM25, VARIANTS, BM25Index, Postings, RankBM25Index, check_postings
+from indexes.lexical import BM25, VARIANTS, BM25Index
+from indexes.postings import Postings, check_postings
+from indexes.reference import RankBM25Index
 from indexes.vocabulary import Vocabulary
 
 BANKING = Path(__file__).resolve().parents[2] / "shared" / "data" / "banking77"

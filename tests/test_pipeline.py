@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from indexes.dense import DenseIndex, Segment
 from indexes.hybrid import Fusion, HybridIndex, Query
-from indexes.lexical import BM25Index, Postings
+from indexes.lexical import BM25Index
+from indexes.postings import Postings
 from retriever.example import Example
 from retriever.ranking.pipeline import Lookup, Ranked, rank
 from retriever.ranking.recipe import Recipe

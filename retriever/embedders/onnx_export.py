@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from retriever.cache import cache_directory
 from retriever.embedders.base import EmbedderSettings, first_line
 from retriever.embedders.onnx_engine import ABOUT, MODEL, STATES, TOKENIZER, Export, OnnxEmbedder
 from retriever.embedders.sentence_transformer import SentenceTransformerEmbedder, default_prompts
@@ -62,11 +62,6 @@ def missing_packages() -> str | None:
     """What is not installed that an export, or running one, needs; None when all is there."""
     missing = [name for name in PACKAGES if find_spec(name) is None]
     return f"not installed: {', '.join(missing)}" if missing else None
-
-
-def cache_directory() -> Path:
-    """Where exports are kept: `demonstration-retriever` in XDG_CACHE_HOME, or else in ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "demonstration-retriever"
 
 
 def export_folder(name: str, identity: str) -> Path:
