@@ -7,7 +7,7 @@ neighbouring tokens of the outputs. The overlap is the Jaccard index, so equal s
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from retriever.adaptation.learner import Batch, Targets
 from retriever.adaptation.linear_map import Vectors
-from retriever.example import Example
 from retriever.ranking.seeding import permutation
 
 _SHARPNESS = 12.0
