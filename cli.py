@@ -64,7 +64,11 @@ DefaultRecipe = Annotated[
 MaxMemory = Annotated[
     int | None,
     typer.Option(
-        "--max-memory", parser=size, metavar="SIZE", help="Refuse a build that needs more.", show_default=False
+        "--max-memory",
+        parser=size,
+        metavar="SIZE",
+        help="Most memory for a build; more is refused.",
+        show_default=False,
     ),
 ]
 
@@ -187,6 +191,8 @@ def build(
     lexical: Annotated[str, typer.Option(help="bm25, or rank-bm25 for checking.")] = "bm25",
     bm25: Annotated[str, typer.Option(help="lucene, okapi, plus or l.")] = "lucene",
     ann: Annotated[str | None, typer.Option(help="FAISS factory string, e.g. HNSW32.")] = None,
+    recall: Annotated[float | None, typer.Option(help="Choose a FAISS index that finds this share, e.g. 0.98.")] = None,
+    vectors: Annotated[str, typer.Option(help="float32, float16 or int8: how vectors are stored.")] = "float32",
     token_vectors: Annotated[bool, typer.Option("--token-vectors", help="Store a vector for each token.")] = False,
     weight: Annotated[float | None, typer.Option(help="Share of the dense channel; left out: calibrated.")] = None,
     recipe_file: DefaultRecipe = None,
@@ -217,7 +223,7 @@ def build(
             format=format,
             table=table,
             encoding=encoding,
-            settings=IndexSettings(key, analyzer, lexical, bm25, ann=ann, token_vectors=token_vectors),
+            settings=IndexSettings(key, analyzer, lexical, bm25, ann=ann, token_vectors=token_vectors, vectors=vectors),
             embedder=embedder_of(embedder) or "auto",
             weight=weight,
             strict=strict,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,15 +13,17 @@ from numpy.typing import NDArray
 
 from indexes import generation as generations
 from indexes.analyzers import Analyzer, analyzer
+from indexes.ann_choice import AnnReport, choose
 from indexes.arrays import npy
 from indexes.current import Current
-from indexes.dense import AnnIndex, DenseIndex, Segment
+from indexes.dense import DenseIndex, Segment
 from indexes.files import Buffer
 from indexes.generation import Manifest
 from indexes.hybrid import HybridIndex, Query
 from indexes.lexical import BM25Index
 from indexes.postings import Postings
 from indexes.reference import RankBM25Index
+from indexes.vector_storage import VectorRows
 from indexes.vocabulary import Vocabulary
 from retriever.embedders import (
     Embedder,
@@ -31,6 +33,7 @@ from retriever.embedders import (
 from retriever.evaluation.calibration import Calibration, calibrate
 from retriever.example import Json
 from retriever.keys import Key
+from retriever.plan import BuildPlan
 from retriever.pool import Pool
 from retriever.revisions import Revision
 from retriever.settings import IndexSettings
@@ -49,8 +52,8 @@ _ENCODE_BLOCK = 512
 class Known(Protocol):
     """Where vectors of texts may be had without embedding them, and kept."""
 
-    def get(self, text: str) -> NDArray[np.float32] | None:
-        """The vector of a text, shape (dim,); None when it has to be embedded."""
+    def vectors(self, texts: Sequence[str]) -> Mapping[str, NDArray[np.float32]]:
+        """The vectors of those texts that need not be embedded, each of shape (dim,)."""
 
     def save(self, texts: Sequence[str], vectors: NDArray[np.float32]) -> None:
         """Told of what was embedded; durable when it returns."""
@@ -60,35 +63,48 @@ class Known(Protocol):
 
 
 def embed(
-    embedder: Callable[[], Embedder], texts: Sequence[str], dim: int, *, known: Known, progress: Progress
-) -> NDArray[np.float32]:
+    embedder: Callable[[], Embedder],
+    texts: Sequence[str],
+    dim: int,
+    kind: str = "float32",
+    *,
+    known: Known,
+    progress: Progress,
+) -> VectorRows:
     """The vectors of distinct texts; those that are known already are not embedded again.
 
     Texts are taken by length, so that a block holds texts of about equal cost. Where a block ends depends on the texts
     alone and not on what is known, so that a build which goes on after an interruption asks the embedder for the same
     blocks.
 
+    Args:
+        embedder: Gives what embeds; not called when every text is known.
+        texts: Distinct key texts.
+        dim: Components of a vector.
+        kind: The type that vectors are stored in; no more than a block is in memory as float32.
+        known: Where vectors may be had without embedding, and are kept.
+        progress: Told how far the work is.
+
     Returns:
-        float32, shape (texts, dim).
+        A row for each text.
     """
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    vectors = np.empty((len(texts), dim), dtype=np.float32)
+    rows = VectorRows.empty(len(texts), dim, kind)
     for start in range(0, len(order), _ENCODE_BLOCK):
         block = order[start : start + _ENCODE_BLOCK]
-        new = []
-        for i in block:
-            vector = known.get(texts[i])
-            if vector is None:
-                new.append(i)
-            else:
-                vectors[i] = vector
+        found = known.vectors([texts[i] for i in block])
+        new = [i for i in block if texts[i] not in found]
+        if found:
+            old = [i for i in block if texts[i] in found]
+            rows.put(old, np.stack([found[texts[i]] for i in old]))
         if new:
             progress("embedding", start, len(order))
             asked = [texts[i] for i in new]
-            vectors[new] = encode_checked(embedder(), asked, prefix=prompts_of(embedder()).example)
-            known.save(asked, vectors[new])
+            vectors = encode_checked(embedder(), asked, prefix=prompts_of(embedder()).example)
+            known.save(asked, vectors)
+            rows.put(new, vectors)
             progress("embedding", start + len(block), len(order))
-    return vectors
+    return rows
 
 
 def publish(
@@ -119,23 +135,29 @@ def publish(
         progress: Told how far the work is.
     """
     texts = Texts.of(pool, revision, Key(settings.key))
-    vectors = embed(embedder, texts.texts, stored_embedder.dim, known=known, progress=progress)
+    rows = embed(embedder, texts.texts, stored_embedder.dim, settings.vectors, known=known, progress=progress)
     analyze = analyzer(settings.analyzer)
     postings = Postings.from_documents(analyze(texts.texts[i]) for i in texts.number)
-    segment = Segment.of(vectors[texts.number])
+    if len(texts.texts) < len(texts):
+        rows = rows.stored(texts.number)
+    segment = Segment.over(rows)
     kind = RankBM25Index if settings.lexical == "rank-bm25" else BM25Index
     # Calibration needs the exact index; whether FAISS proposes the same rows is another question.
     index = HybridIndex(DenseIndex([segment]), kind([postings], settings.scoring()))
     calibration = _weight(weight, index, pool, texts, embedder, analyze, progress)
-    content = _content(texts, segment, postings)
-    if settings.ann is not None:
-        progress("building the FAISS index", 0, 1)
-        content["ann.faiss"] = [AnnIndex.build(settings.ann, segment.vectors).to_bytes()]
+    content = _content(texts, rows, postings)
     if settings.token_vectors:
         prefix = stored_embedder.prompts.example
         content |= token_files(
             embedder, texts.texts, texts.number, prefix=prefix, known=known.tokens, progress=progress
         )
+    report = None
+    if settings.ann is not None or settings.recall is not None:
+        progress("building the FAISS index", 0, 1)
+        plan = BuildPlan(*pool.size(revision.number), rows.dim, settings.vectors, token_bytes=_token_bytes(content))
+        ann, report = choose(rows, factory=settings.ann, target=settings.recall, room=ann_room(plan, settings))
+        if ann is not None:
+            content["ann.faiss"] = [ann.to_bytes()]
     content |= stored_embedder.files
     about = about_index(settings, stored_embedder, calibration, recipe)
     state = {
@@ -148,11 +170,25 @@ def publish(
     current = generations.publish(
         root,
         content,
-        {"created_by": f"demonstration-retriever {version('demonstration-retriever')}", "pool": state, **about},
+        {
+            "created_by": f"demonstration-retriever {version('demonstration-retriever')}",
+            "pool": state,
+            **({} if report is None else {"ann": report.to_dict()}),
+            **about,
+        },
         revision=revision.number,
         chain=revision.chain,
     )
-    return Published(current, about, calibration)
+    return Published(current, about, calibration, report)
+
+
+def ann_room(plan: BuildPlan, settings: IndexSettings) -> int | None:
+    """The most bytes that a FAISS index may take; None for any."""
+    return None if settings.max_memory is None else plan.ann_room(settings.max_memory)
+
+
+def _token_bytes(content: Mapping[str, Sequence[Buffer]]) -> int:
+    return sum(len(chunk) for name in content if name.startswith("token_") for chunk in content[name])
 
 
 @dataclass(frozen=True)
@@ -163,11 +199,20 @@ class Published:
         current: What CURRENT says now.
         about: See `about_index`.
         calibration: The fusion weight, and where it comes from.
+        ann: How dense search finds its rows; None where it is exact and nothing else was asked for.
     """
 
     current: Current
     about: dict[str, object]
     calibration: Calibration
+    ann: AnnReport | None = None
+
+    def notes(self) -> Iterator[str]:
+        """What a reader should know of it."""
+        if self.ann is not None and (line := self.ann.note()):
+            yield line
+        if self.calibration.objective == "none":
+            yield "the pool has neither labels nor outputs to calibrate the fusion weight by: it is 0.5"
 
 
 def about_index(
@@ -220,7 +265,7 @@ def _weight(
     )
 
 
-def _content(texts: Texts, segment: Segment, postings: Postings) -> dict[str, Sequence[Buffer]]:
+def _content(texts: Texts, rows: VectorRows, postings: Postings) -> dict[str, Sequence[Buffer]]:
     order = sorted(range(len(texts)), key=texts.ids.encoded)
     ids = Vocabulary.from_terms(texts.ids[row] for row in order)
     arrays: dict[str, NDArray[np.generic]] = {
@@ -229,7 +274,8 @@ def _content(texts: Texts, segment: Segment, postings: Postings) -> dict[str, Se
         "id_offsets": ids.offsets,
         "id_rows": np.array(order, dtype=np.int64),
         "text_hashes": texts.hashes,
-        "vectors": segment.vectors,
+        "vectors": rows.values,
+        **({} if rows.scales is None else {"vector_scales": rows.scales}),
         "terms": postings.vocabulary.blob,
         "term_offsets": postings.vocabulary.offsets,
         "posting_offsets": postings.offsets,

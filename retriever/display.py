@@ -48,7 +48,8 @@ def show_plan(plan: BuildPlan) -> None:
     """What a build will need, on standard error."""
     memory, disk = amount(plan.memory_bytes), amount(plan.disk_bytes)
     tokens = f", of which {amount(plan.token_bytes)} are token vectors" if plan.token_bytes else ""
-    say(f"{plan.examples:,} examples: about {memory} of memory beside the model, {disk} on the disk{tokens}")
+    ann = f", {amount(plan.ann_bytes)} the FAISS index" if plan.ann_bytes else ""
+    say(f"{plan.examples:,} examples: about {memory} of memory beside the model, {disk} on the disk{tokens}{ann}")
 
 
 def show_prompt(prompt: Prompt, selection: Selection, *, explain: bool) -> None:

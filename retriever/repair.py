@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 from indexes import files
 from indexes import generation as generations
 from indexes.current import Current
-from indexes.generation import Manifest
+from indexes.generation import Generation, Manifest
+from indexes.vector_storage import VectorRows, gives
 from retriever.build import Progress, about_of, publish
 from retriever.embedders import Embedder, EmbedderSource
 from retriever.errors import EmbedderError, Incompatible, IndexCorrupt, IndexMissing
@@ -23,11 +25,14 @@ from retriever.opening import pool_path, read_current
 from retriever.pool import Pool
 from retriever.revisions import Revision
 from retriever.settings import IndexSettings
-from retriever.snapshot import pool_revision
+from retriever.snapshot import pool_revision, searched_rows
 from retriever.stored_embedder import StoredEmbedder
 from retriever.token_storage import TextTokens, stored_tokens
 from retriever.verification import RESTORE, generation_problems, pool_problems
 from retriever.writing import LOCK, load_for
+
+_Place: TypeAlias = tuple[VectorRows, int]
+"""A row of some rows."""
 
 
 @dataclass(frozen=True)
@@ -165,14 +170,14 @@ class _Remains:
     Attributes:
         about: Settings, embedder, fusion and recipe.
         newest: The newest revision that the pool or an intact manifest tells of.
-        vectors: By pool row, from every file of vectors that is intact and from the pool.
+        vectors: Where each is by pool row, in every file of vectors that is intact and from the pool.
         tokens: By pool row, from every generation whose files of tokens are intact.
         embedder_files: What a fitted embedder has learned, if it is intact.
     """
 
     about: Mapping[str, object]
     newest: Revision
-    vectors: Mapping[int, NDArray[np.float32]]
+    vectors: Mapping[int, _Place]
     tokens: Mapping[int, TextTokens]
     embedder_files: Mapping[str, Sequence[files.Buffer]]
 
@@ -181,7 +186,8 @@ class _Remains:
         about = _about(root, pool, current)
         embedder = StoredEmbedder(dict(about["embedder"]), {})  # type: ignore[call-overload]
         revisions = [pool.head() or Revision()]
-        vectors = pool.vectors(embedder.dim)
+        kept = pool.vectors(embedder.dim)
+        vectors = {row: (VectorRows(vector[np.newaxis]), 0) for row, vector in kept.items()}
         tokens: dict[int, TextTokens] = {}
         learned: Mapping[str, Sequence[files.Buffer]] = {}
         for name in reversed(generations.generations(root)):
@@ -189,8 +195,7 @@ class _Remains:
             if left is None or left.manifest["embedder"] != about["embedder"]:
                 continue
             with contextlib.suppress(IndexCorrupt):
-                pairs = zip(left.array("rows", np.int64).tolist(), left.array("vectors", np.float32), strict=True)
-                vectors |= dict(pairs)  # these have a hash of their own
+                vectors |= _where(left, about)  # these have a hash of their own
             with contextlib.suppress(IndexCorrupt):
                 rows = left.array("rows", np.int64).tolist()
                 stored = stored_tokens(left, len(rows))
@@ -199,6 +204,19 @@ class _Remains:
                 learned = _learned(StoredEmbedder.from_generation(left))
             revisions.append(pool_revision(left.manifest))
         return cls(about, max(revisions, key=lambda revision: revision.number), vectors, tokens, learned)
+
+
+def _where(left: Generation, about: Mapping[str, object]) -> dict[int, _Place]:
+    """Where the vector of each pool row is in a generation, where it gives what the index's own settings ask for.
+
+    Raises:
+        IndexCorrupt: A file is not intact.
+    """
+    settings = IndexSettings.from_manifest(left.manifest["settings"])
+    if not gives(settings.vectors, IndexSettings.from_manifest(about["settings"]).vectors):
+        return {}
+    rows = searched_rows(left, settings)
+    return {number: (rows, place) for place, number in enumerate(left.array("rows", np.int64).tolist())}
 
 
 def _learned(stored: StoredEmbedder) -> Mapping[str, Sequence[files.Buffer]]:
@@ -230,7 +248,7 @@ def _rebuild(
     fusion = Calibration.from_dict(found.about["fusion"])
     weight: Calibration | None = fusion
     texts = {text for text, _ in rows}
-    complete = texts <= known.vectors.keys() and (not settings.token_vectors or texts <= known.kept.keys())
+    complete = texts <= known.places.keys() and (not settings.token_vectors or texts <= known.kept.keys())
     embedder: Embedder | None = None
     if about.is_latent and about.files:
         embedder = about.latent()
@@ -262,15 +280,16 @@ def _present(embedder: Embedder | None) -> Embedder:
 
 
 class _Known:
-    """Vectors and tokens by text; counts the vectors that are embedded beside them."""
+    """Where vectors are, and tokens, by text; counts the vectors that are embedded beside them."""
 
-    def __init__(self, vectors: dict[str, NDArray[np.float32]], tokens: dict[str, TextTokens]) -> None:
-        self.vectors = vectors
+    def __init__(self, places: dict[str, _Place], tokens: dict[str, TextTokens]) -> None:
+        self.places = places
         self.kept = tokens
         self.saved = 0
 
-    def get(self, text: str) -> NDArray[np.float32] | None:
-        return self.vectors.get(text)
+    def vectors(self, texts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        found = [(text, self.places[text]) for text in texts if text in self.places]
+        return {text: rows.take(np.array([place]))[0] for text, (rows, place) in found}
 
     def save(self, texts: Sequence[str], vectors: NDArray[np.float32]) -> None:
         self.saved += len(texts)

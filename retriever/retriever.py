@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -35,7 +35,7 @@ from retriever.snapshot import Snapshot
 QueryLike: TypeAlias = "str | Mapping[str, Json] | Example"
 Note: TypeAlias = Callable[[str], None]
 
-_SHOWN = ("format", "created_by", "settings", "embedder", "fusion", "recipe")
+_SHOWN = ("format", "created_by", "settings", "ann", "embedder", "fusion", "recipe")
 
 
 def log_note(line: str) -> None:
@@ -135,7 +135,8 @@ class Retriever:
             weight: Share of the dense channel; None calibrates it on the pool.
             strict: Whether a bad row fails the build; otherwise bad rows are set aside and reported.
             overwrite: Whether an index that is there gets these examples instead of its own.
-            max_memory: Bytes; a build that is predicted to need more is refused before it embeds anything.
+            max_memory: Bytes; a build that is predicted to need more is refused before it embeds anything, and a
+                recall that is asked for is met within it.
             recipe: What `select` goes by where it is told nothing else; see there. The index stores it.
             on_bad: Called with each bad row.
             on_plan: Called before the work starts with what it is predicted to need.
@@ -151,6 +152,8 @@ class Retriever:
         """
         fields = Fields(input, output, rationale, label, id, task, meta)
         index = settings or IndexSettings()
+        if index.recall is not None:
+            index = replace(index, max_memory=max_memory)
         bounds = limits or Limits()
         log = BadRowLog()
 

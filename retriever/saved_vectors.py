@@ -72,10 +72,12 @@ class SavedVectors:
             "sha256": hashlib.sha256(body).hexdigest(),
         }
         files.make_directory(self._directory)
-        files.write_bytes(self._directory / f"block-{self._next:06d}", [json.dumps(header).encode() + b"\n", body])
+        path = self._directory / f"block-{self._next:06d}"
+        files.write_bytes(path, [json.dumps(header).encode() + b"\n", body])
         files.sync_directory(self._directory)
         self._next += 1
-        self._vectors.update(zip(digests, vectors, strict=True))
+        # What lies on the disk is mapped, so that no build holds all of its vectors in memory for this.
+        self._add(files.read_bytes(path)[-len(body) :], len(texts), vectors.shape[1])
 
     def _take(self, path: Path) -> None:
         try:
@@ -92,6 +94,9 @@ class SavedVectors:
             return
         if not intact or min(texts, dim) < 0 or len(body) != texts * (_DIGEST_BYTES + 4 * dim):
             return
+        self._add(body, texts, dim)
+
+    def _add(self, body: files.Buffer, texts: int, dim: int) -> None:
         vectors = np.frombuffer(body, np.float32, texts * dim, texts * _DIGEST_BYTES).reshape(texts, dim)
         for place, vector in enumerate(vectors):
             self._vectors[bytes(body[place * _DIGEST_BYTES : (place + 1) * _DIGEST_BYTES])] = vector

@@ -20,12 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexes.analyzers import Analyzer, analyzer
-from indexes.dense import AnnIndex, DenseIndex, Segment, check_vectors
+from indexes.ann import AnnIndex
+from indexes.dense import DenseIndex, Segment
 from indexes.generation import Generation, Manifest
 from indexes.hybrid import HybridIndex
 from indexes.lexical import BM25Index
 from indexes.postings import Postings, check_postings
 from indexes.reference import RankBM25Index
+from indexes.vector_storage import TYPES, VectorRows
 from indexes.vocabulary import Vocabulary, check_vocabulary
 from retriever.errors import IndexCorrupt, InvalidInput
 from retriever.evaluation.calibration import Calibration
@@ -91,7 +93,7 @@ class Base:
         try:
             base = _parse(generation)
             if verify:
-                check_vectors(base.vectors.vectors, "vectors")
+                base.vectors.rows.check("vectors")
                 check_postings(base.postings)
                 check_vocabulary(base.ids, "id")
             _check_rows(base)
@@ -105,6 +107,7 @@ def _check_rows(base: Base) -> None:
     counts = {
         "rows": len(base.rows),
         "vectors": len(base.vectors),
+        "vector scales": len(base.vectors) if base.vectors.rows.scales is None else len(base.vectors.rows.scales),
         "documents": len(base.postings),
         "ids": len(base.ids),
         "rows of ids": len(base.id_rows),
@@ -124,6 +127,16 @@ def pool_revision(manifest: Manifest) -> Revision:
     return Revision(int(pool["revision"]), str(pool["chain"]))
 
 
+def searched_rows(generation: Generation, settings: IndexSettings) -> VectorRows:
+    """The rows that the dense channel searches, in place.
+
+    Raises:
+        IndexCorrupt: They are missing, or of another type than the settings say.
+    """
+    scales = generation.array("vector_scales", np.float32) if settings.vectors == "int8" else None
+    return VectorRows(generation.array("vectors", TYPES[settings.vectors].type), scales)
+
+
 def _parse(generation: Generation) -> Base:
     manifest = generation.manifest
     pool = dict(manifest["pool"])  # type: ignore[call-overload]
@@ -134,7 +147,7 @@ def _parse(generation: Generation) -> Base:
         generation,
         settings,
         rows,
-        Segment.of(generation.array("vectors", np.float32)),
+        Segment.over(searched_rows(generation, settings)),
         Postings(
             Vocabulary(generation.array("terms", np.uint8), generation.array("term_offsets", np.int64)),
             generation.array("posting_offsets", np.int64),
@@ -145,7 +158,7 @@ def _parse(generation: Generation) -> Base:
         Vocabulary(generation.array("ids", np.uint8), generation.array("id_offsets", np.int64)),
         generation.array("id_rows", np.int64),
         generation.array("text_hashes", np.uint64),
-        None if ann is None or settings.ann is None else AnnIndex.from_bytes(settings.ann, ann),
+        None if ann is None else AnnIndex.from_bytes(ann),
         stored_tokens(generation, len(rows)) if settings.token_vectors else None,
         pool_revision(manifest),
         int(pool["last_row"]),
@@ -307,7 +320,8 @@ class Snapshot:
         lexical = kind(segments, self.base.settings.scoring(), self.removed)
         dense = [self.base.vectors]
         if len(self.tail):
-            dense.append(Segment.of(np.stack([one.vector for one in self.tail.added])))
+            # Rounded as the generation's own rows are: the answers are those of an index that was built afresh.
+            dense.append(Segment.of(np.stack([one.vector for one in self.tail.added]), self.base.settings.vectors))
         return HybridIndex(DenseIndex(dense, self.base.ann), lexical, self.alive)
 
     def __len__(self) -> int:
@@ -322,7 +336,7 @@ class Snapshot:
     @property
     def dim(self) -> int:
         """Components of a vector."""
-        return int(self.base.vectors.vectors.shape[1])
+        return self.base.vectors.rows.dim
 
     def places(self, pool_rows: Sequence[int]) -> Rows:
         """The rows of the index for row numbers of the pool.

@@ -356,7 +356,8 @@ def test_the_format_document_describes_every_file_of_an_index(tmp_path: Path) ->
     with Retriever.build(pool, tmp_path / "i", embedder="latent", settings=settings, weight=0.5) as built:
         built.add({"input": "one more", "output": "x"})
     text = read("FORMAT.md")
-    build(pool, tmp_path / "t", embedder=Words(), settings=IndexSettings(token_vectors=True), weight=0.5).close()
+    others = IndexSettings(token_vectors=True, vectors="int8")
+    build(pool, tmp_path / "t", embedder=Words(), settings=others, weight=0.5).close()
     names = {path.name for path in tmp_path.glob("*/**/*")}
     assert {"CURRENT", "LOCK", "pool.sqlite", "ann.faiss", "embedder_idf.npy", "manifest.json"} <= names
     assert [n for n in sorted(names) if f"`{n}`" not in text and not re.fullmatch(r"gen-\d+|pool.sqlite-\w+", n)] == []

@@ -138,7 +138,8 @@ def test_a_full_disk_is_told_and_what_was_saved_before_stays(tmp_path, saved, mo
 
 def test_a_block_is_flushed_before_it_counts(tmp_path, monkeypatch):
     steps = []
-    monkeypatch.setattr(files, "write_bytes", lambda path, chunks: steps.append(path.name))
+    write = files.write_bytes
+    monkeypatch.setattr(files, "write_bytes", lambda path, chunks: (steps.append(path.name), write(path, chunks))[1])
     monkeypatch.setattr(files, "sync_directory", lambda path: steps.append(f"sync {path.name}"))
     SavedVectors(tmp_path, SPACE).save(["a"], vectors(1))
     assert steps[-2:] == ["block-000001", "sync partial"]
