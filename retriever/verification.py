@@ -162,6 +162,10 @@ def _check_derived(base: Base, pool: Pool) -> None:
         check_sorted(base.postings.vocabulary, "term")
     except InvalidInput as error:
         raise IndexCorrupt(base.generation.path, str(error)) from error
+    if base.adaptation is not None:
+        moved = base.adaptation.moved_rows(base.embedded)
+        if not np.array_equal(moved.values, base.vectors.rows.values):
+            raise IndexCorrupt(base.generation.path, "its mapped vectors are not those that its map gives")
     view = Snapshot.of(base, pool)
     ids: list[str] = []
 
