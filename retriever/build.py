@@ -28,6 +28,7 @@ from indexes.vocabulary import Vocabulary
 from retriever.adaptation.stored import Adaptation
 from retriever.embedders import (
     Embedder,
+    Prompts,
     encode_checked,
     prompts_of,
 )

@@ -26,7 +26,7 @@ from retriever.opening import pool_path, read_current
 from retriever.pool import Pool
 from retriever.revisions import Revision
 from retriever.settings import IndexSettings
-from retriever.snapshot import pool_revision, embedded_rows
+from retriever.snapshot import embedded_rows, pool_revision
 from retriever.stored_embedder import StoredEmbedder
 from retriever.token_storage import TextTokens, stored_tokens
 from retriever.verification import RESTORE, generation_problems, pool_problems

@@ -7,7 +7,7 @@ neighbouring tokens of the outputs. The overlap is the Jaccard index, so equal s
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 
 from retriever.adaptation.learner import Batch, Targets
 from retriever.adaptation.linear_map import Vectors
+from retriever.evaluation.calibration import Objective, objective
+from retriever.evaluation.metrics import best_overlap, mean_overlap, output_tokens
+from retriever.example import Example
 from retriever.ranking.seeding import permutation
 
 _SHARPNESS = 12.0
@@ -67,16 +70,31 @@ def output_features(text: str) -> frozenset[Hashable]:
 
 
 @dataclass(frozen=True)
-class Alike:
-    """What is known of which rows are alike.
+class Aim:
+    """What a pool says is alike, and how selections are judged by it.
 
     Attributes:
-        source: `labels` or `outputs`.
-        sets: What each row is compared by.
+        sets: What each example is compared by, in their order.
+        judged: What a good selection is; its name is `labels` or `outputs`.
+        guarded: What must not get worse meanwhile: outputs that say more than the labels do. None for nothing.
     """
 
-    source: str
     sets: FeatureSets
+    judged: Objective
+    guarded: Objective | None = None
+
+
+def aim_of(examples: Sequence[Example]) -> Aim | None:
+    """What the examples say is alike: labels when they repeat and differ, else outputs; None when they have neither."""
+    kind = objective(examples)
+    if kind is None:
+        return None
+    outputs = Objective("outputs", lambda example: output_tokens(example.output_text), best_overlap)
+    if kind.name == "outputs":
+        return Aim(FeatureSets(output_features(example.output_text) for example in examples), outputs)
+    labels = Objective("labels", lambda example: example.labels, mean_overlap)
+    rich = len({example.output_text for example in examples}) > 2 * len({example.labels for example in examples})
+    return Aim(FeatureSets(example.labels for example in examples), labels, outputs if rich else None)
 
 
 class OverlapBatches:

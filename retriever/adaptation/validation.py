@@ -20,7 +20,7 @@ from indexes.hybrid import HybridIndex, Query
 from indexes.lexical import LexicalIndex
 from retriever.adaptation.linear_map import Matrix, Vectors, mapped, toward_identity
 from retriever.evaluation.calibration import GRID, SAMPLE, Objective, best_weight, utilities
-from retriever.example import Example
+from retriever.example import Example, Json
 from retriever.ranking.seeding import permutation
 
 Learn: TypeAlias = Callable[[NDArray[np.int64]], Matrix]
@@ -87,6 +87,16 @@ class Compared:
         """From the values of each example, in the same order."""
         error = (after - before).std(ddof=1) / np.sqrt(len(before)) if len(before) > 1 else np.inf
         return cls(metric, float(before.mean()), float(after.mean()), float(error))
+
+    def to_dict(self) -> dict[str, Json]:
+        """For the manifest and JSON output; what no example could be compared by has no error."""
+        error = round(self.error, 6) if np.isfinite(self.error) else None
+        return {
+            "metric": self.metric,
+            "before": round(self.before, 6),
+            "after": round(self.after, 6),
+            "error": error,
+        }
 
     @property
     def gain(self) -> float:
@@ -161,6 +171,7 @@ class Verdict:
         weight: The fusion weight that goes with it.
         utilities: The mean utility of the held-out examples at each weight that was tried.
         sample: How many were held out.
+        objective: The name of what a match is.
     """
 
     kept: bool
@@ -169,6 +180,7 @@ class Verdict:
     weight: float
     utilities: tuple[float, ...]
     sample: int
+    objective: str
 
 
 def judge(
@@ -210,7 +222,7 @@ def judge(
         helps = compared[1].gain > compared[1].error
         kept = bool(allowed.any()) and helps and all(one.gain >= -TOLERATED for one in compared)
         means = tuple(np.round(after.judged.mean(axis=0), 6).tolist())
-        verdict = Verdict(kept, share, compared, weights[place], means, len(after.judged))
+        verdict = Verdict(kept, share, compared, weights[place], means, len(after.judged), judged.name)
         if kept or guarded is None:
             break
     return verdict
@@ -256,7 +268,8 @@ class _Utilities:
         """The weights at which what is guarded is not below what it was."""
         if self.guarded is None or before.guarded is None:
             return self.everywhere()
-        return self.guarded.mean(axis=0) >= before.guarded[:, base].mean() - TOLERATED
+        allowed: NDArray[np.bool_] = self.guarded.mean(axis=0) >= before.guarded[:, base].mean() - TOLERATED
+        return allowed
 
     def cost(self, before: _Utilities, base: int, place: int) -> list[Compared]:
         if self.guarded is None or before.guarded is None:
