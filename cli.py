@@ -15,9 +15,12 @@ import typer
 
 from retriever.display import (
     BadRows,
+    emit_csv,
     note,
     show_audit,
+    show_cost,
     show_curation,
+    show_evaluation,
     show_plan,
     show_prompt,
     show_selection,
@@ -25,14 +28,17 @@ from retriever.display import (
 )
 from retriever.interrupt import insisting
 from retriever.options import (
+    ASKING,
     BUDGET,
     EMBEDDER,
+    EVALUATION,
     FIELDS,
     PROMPT,
     PROMPT_LIMITS,
     RECIPE,
     ROW_LIMITS,
     Curate,
+    EvalForm,
     ExportForm,
     Index,
     JsonFlag,
@@ -40,7 +46,9 @@ from retriever.options import (
     Query,
     RecipeFile,
     Trust,
+    asking_of,
     embedder_of,
+    eval_settings_of,
     fields_of,
     limits_of,
     prompt_options_of,
@@ -52,7 +60,7 @@ from retriever.options import (
 from retriever.terminal import columns, inert_json, printable, printable_lines, progress, table
 
 if TYPE_CHECKING:
-    from retriever import BadRow, Retriever
+    from retriever import Retriever
     from retriever.example import Json
 
 Result = TypeVar("Result")
@@ -395,22 +403,15 @@ def export(
     from retriever import Fields
     from retriever.export import ExportSettings
     from retriever.export import export as write
-    from retriever.formats import BadRowLog, read_queries
+    from retriever.formats import read_queries
     from retriever.prompting import BatchSettings
 
     batch = None if model is None else BatchSettings(model, max_tokens, temperature)
-    bad, log = BadRows(), BadRowLog()
-
-    def on_bad(row: BadRow) -> None:
-        bad(row)
-        log(row)
-        if strict:
-            log.raise_if_any()
-
+    bad = BadRows(strict=strict)
     with _open(index, embedder, trust=trust, limits=limits) as retriever, progress() as shown:
         chosen = retriever.effective_recipe(recipe_file, **recipe_options(recipe))
         settings = ExportSettings(form, chosen, prompt_options_of(prompt_options), batch)
-        found = read_queries(str(queries), fields=Fields(input=input, id=id), format=format, on_bad=on_bad)
+        found = read_queries(str(queries), fields=Fields(input=input, id=id), format=format, on_bad=bad)
         count = write(retriever, found, output_path, settings, resume=resume, note=note, progress=shown)
     bad.report()
     typer.echo(f"{count:,} records in {output_path}", err=True)
@@ -694,6 +695,81 @@ def audit(
         _emit(found.to_dict())
     else:
         show_audit(found)
+
+
+@app.command(name="eval", no_args_is_help=True)
+@_reported
+@with_options(
+    evaluation=EVALUATION,
+    model=ASKING,
+    fields=FIELDS,
+    prompt_options=PROMPT,
+    embedder=EMBEDDER,
+    limits=PROMPT_LIMITS,
+)
+def evaluate_(
+    index: Index,
+    queries: Annotated[
+        Path | None, typer.Argument(help="File of queries with their true outputs or labels.", show_default=False)
+    ] = None,
+    leave_one_out: Annotated[
+        int | None, typer.Option("--leave-one-out", help="In place of QUERIES: ask N examples of the pool.")
+    ] = None,
+    recipe_files: Annotated[
+        list[Path] | None, typer.Option("--recipe", help="Recipe to compare; left out: every mode.", show_default=False)
+    ] = None,
+    qrels: Annotated[
+        Path | None, typer.Option("--qrels", help="File of relevance judgements.", show_default=False)
+    ] = None,
+    form: Annotated[EvalForm | None, typer.Option("--as", help="table, json or csv.", show_default=False)] = None,
+    times: Annotated[bool, typer.Option("--times", help="Tell how long a selection takes.")] = False,
+    format: Annotated[str | None, typer.Option(help="Format of QUERIES.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop if a query is bad (exit 7).")] = False,
+    json_output: JsonFlag = False,
+    trust: Trust = False,
+    *,
+    evaluation: Mapping[str, object],
+    model: Mapping[str, object],
+    fields: Mapping[str, object],
+    prompt_options: Mapping[str, object],
+    embedder: Mapping[str, object],
+    limits: Mapping[str, object],
+) -> None:
+    """Compare recipes on queries whose answers are known.
+
+    \b
+    retriever eval tickets.index --leave-one-out 500 --recipe mmr.toml
+    retriever eval tickets.index test.jsonl --backend openai:gpt-4o-mini --metric exact --max-calls 300
+    """
+    from retriever.evaluation.evaluate import evaluate, recipes_of
+    from retriever.evaluation.queries import read_qrels
+    from retriever.formats import read_queries
+
+    bad = BadRows(strict=strict)
+    settings = eval_settings_of(evaluation, prompt_options)
+    named = fields_of(fields)
+    asked = None if queries is None else read_queries(str(queries), fields=named, format=format, on_bad=bad)
+    judged = None if qrels is None else read_qrels(qrels)
+    asking = asking_of(model)
+    with _open(index, embedder, trust=trust, limits=limits) as retriever, progress() as shown:
+        found = evaluate(
+            retriever,
+            recipes_of(retriever, recipe_files or ()),
+            asked,
+            leave_one_out=leave_one_out,
+            qrels=judged,
+            settings=settings,
+            asking=asking,
+            on_cost=show_cost,
+            progress=shown,
+        )
+    bad.report()
+    if form == "csv":
+        emit_csv(found.rows(times=times))
+    elif form == "json" or (form is None and _wants_json(json_output)):
+        _emit(found.to_dict(times=times))
+    else:
+        show_evaluation(found, worst=settings.worst, times=times)
 
 
 recipes = typer.Typer(name="recipe", help="Show and check recipes.", no_args_is_help=True, rich_markup_mode=None)

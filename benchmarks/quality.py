@@ -38,6 +38,7 @@ from typing import Any
 from retriever import Retriever
 from retriever.embedders import EmbedderSource
 from retriever.evaluation.metrics import best_overlap, hit, ndcg, output_tokens, precision, union_overlap
+from retriever.evaluation.queries import Qrels, read_qrels
 from retriever.example import Example, Json
 from retriever.formats import BadRowLog, Source, read_queries
 from retriever.ranking.guard import LEVELS
@@ -55,9 +56,6 @@ TOLERANCE = 0.005
 RETRIEVAL_K = 10
 PACKAGES = ("demonstration-retriever", "numpy", "sentence-transformers", "torch", "transformers")
 
-Grades = Mapping[str, Mapping[str, float]]
-"""Relevance by query id and document id."""
-
 
 @dataclass(frozen=True)
 class DataSet:
@@ -73,7 +71,7 @@ class DataSet:
     name: str
     pool: Source
     queries: Sequence[Example]
-    grades: Grades | None = None
+    grades: Qrels | None = None
 
 
 @dataclass(frozen=True)
@@ -178,7 +176,7 @@ def read_data_set(folder: Path, limit: int) -> DataSet:
         queries = list(islice(read_queries(folder / "queries.jsonl", on_bad=bad), limit))
         bad.raise_if_any()
         return DataSet(name, folder / "pool.jsonl", queries)
-    grades = read_grades(folder / "qrels.tsv")
+    grades = read_qrels(folder / "qrels.tsv")
     asked = (row for row in _json_rows(folder / "queries.jsonl") if any(grades.get(row["id"], {}).values()))
     # Queries and documents may be numbered alike, and the guard takes equal ids for the same example.
     judged = {f"query {row['id']}": row for row in islice(asked, limit)}
@@ -188,24 +186,6 @@ def read_data_set(folder: Path, limit: int) -> DataSet:
         [Example(id, row["text"]) for id, row in judged.items()],
         {id: grades[row["id"]] for id, row in judged.items()},
     )
-
-
-def read_grades(path: Path) -> Grades:
-    """Relevance judgements from tab-separated query id, document id and grade; a header row may come first."""
-    grades: dict[str, dict[str, float]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
-        query, document, grade = line.split("\t")
-        if number or _is_number(grade):
-            grades.setdefault(query, {})[document] = float(grade)
-    return grades
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _json_rows(path: Path) -> Iterator[dict[str, str]]:

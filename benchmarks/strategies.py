@@ -32,7 +32,7 @@ from quality import DataSet, machine, read_data_set
 
 from retriever import IndexSettings, Retriever
 from retriever.embedders import encode_checked, load_embedder
-from retriever.evaluation.metrics import hit, ngram_coverage, precision, redundancy, union_overlap
+from retriever.evaluation.metrics import hit, ngrams, precision, redundancy, union_overlap
 from retriever.example import Json
 from retriever.selection import Selection
 
@@ -104,7 +104,7 @@ def _pool(index: Retriever) -> tuple[list[tuple[int, object]], np.ndarray]:
 def judged(chosen: Sequence[Selection]) -> dict[str, Json]:
     """What the true outputs and labels say of some selections; None where they say nothing."""
     covered = [
-        ngram_coverage(one.query.output_text, [d.example.output_text for d in one])
+        union_overlap(ngrams(one.query.output_text), [ngrams(d.example.output_text) for d in one])
         for one in chosen
         if one.query.output_text
     ]

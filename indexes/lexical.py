@@ -119,6 +119,9 @@ class LexicalIndex(Protocol):
 _CHUNK = 1 << 14
 """Postings that NumPy works on at once: what it writes in between stays in the processor's cache."""
 
+_TABLE_LENGTHS, _TABLE_COUNTS = 1 << 10, 8
+"""Up to which length and count NumPy looks tf-parts up in a table."""
+
 _MOST_TERMS = 1 << 16
 """Terms whose places are remembered; about 500 bytes each."""
 
@@ -288,11 +291,31 @@ class BM25Index:
             if way == kernels.STORED:
                 weights = part.weights[here]
             else:
-                norms = 1.0 - self.settings.b + self.settings.b * (postings.lengths[rows] / self._mean)
-                weights = one.idf * self._tf(postings.counts[here].astype(np.float64), norms)
+                weights = self._tf_parts(postings.counts[here], postings.lengths[rows])
+                weights *= one.idf
                 if way == kernels.SEEN:
                     part.weights[here] = weights
             np.add.at(scores, rows, weights if one.times == 1 else one.times * weights)
+
+    def _tf_parts(self, counts: NDArray[np.int32], lengths: NDArray[np.int32]) -> Scores:
+        """The tf-part of some postings; from a table where texts are short, which takes half the time."""
+        longest = self._longest
+        if longest <= _TABLE_LENGTHS and counts.max() <= _TABLE_COUNTS:
+            parts: Scores = self._table.take((counts - 1) * longest + (lengths - 1))
+            return parts
+        return self._tf(counts.astype(np.float64), 1.0 - self.settings.b + self.settings.b * (lengths / self._mean))
+
+    @cached_property
+    def _longest(self) -> int:
+        return max((int(part.postings.lengths.max(initial=0)) for part in self._parts), default=0)
+
+    @cached_property
+    def _table(self) -> Scores:
+        """The tf-part of each count with each length, from 1 up; the same operations as for one, so the same bits."""
+        lengths = np.arange(1, self._longest + 1)
+        norms = 1.0 - self.settings.b + self.settings.b * (lengths / self._mean)
+        counts = np.arange(1.0, _TABLE_COUNTS + 1)
+        return self._tf(counts[:, np.newaxis], norms).ravel()
 
     def _term(self, term: str) -> _Term:
         """Where a term is, looked up once."""
@@ -335,6 +358,11 @@ class BM25Index:
     @cached_property
     def _mean_idf(self) -> float:
         """The mean okapi idf over the vocabulary; summed exactly, so that the order of terms does not matter."""
+        if len(self._parts) == 1 and not self._removed:
+            each = np.diff(self._parts[0].postings.offsets)
+            numbers, often = np.unique(each, return_counts=True)
+            idfs = np.array([idf_okapi(self._documents, n) for n in numbers.tolist()])
+            return math.fsum(np.repeat(idfs, often).tolist()) / len(each) if len(each) else 0.0
         containing: Counter[str] = Counter()
         for part in self._parts:
             postings = part.postings

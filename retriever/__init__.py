@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from retriever.embedders import Embedder, EmbedderSettings
     from retriever.errors import RetrieverError
+    from retriever.evaluation.evaluate import evaluate
     from retriever.example import Example
     from retriever.formats import BadRow, Fields, Limits
     from retriever.prompting import Prompt, Template
@@ -43,6 +44,7 @@ __all__ = [
     "Selection",
     "Template",
     "Update",
+    "evaluate",
 ]
 
 _MODULES = {
@@ -63,6 +65,7 @@ _MODULES = {
     "Selection": "selection",
     "Template": "prompting",
     "Update": "retriever",
+    "evaluate": "evaluation.evaluate",
 }
 
 

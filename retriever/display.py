@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import typer
 
+from retriever import errors
 from retriever.terminal import amount, printable, say, table
 
 if TYPE_CHECKING:
     from retriever import BadRow, Demonstration, Example, Prompt, Selection
     from retriever.curation.audit import Audit
     from retriever.curation.curate import Curation
+    from retriever.evaluation.asking import Cost
+    from retriever.evaluation.intervals import Interval
+    from retriever.evaluation.results import Evaluation, MetricResult, QueryResult, Score
+    from retriever.example import Json
     from retriever.plan import BuildPlan
     from retriever.repair import Repair
     from retriever.verification import Verification
@@ -24,18 +30,25 @@ def note(line: str) -> None:
 
 
 class BadRows:
-    """Lists the first bad rows on standard error, and counts all."""
+    """Lists the first bad rows on standard error, and counts all; a strict one does not let the first pass."""
 
     shown = 20
 
-    def __init__(self) -> None:
+    def __init__(self, *, strict: bool = False) -> None:
         self.count = 0
+        self._strict = strict
 
     def __call__(self, row: BadRow) -> None:
-        """Takes one."""
+        """Takes one.
+
+        Raises:
+            BadRows: Of `retriever.errors`; it is strict.
+        """
         self.count += 1
         if self.count <= self.shown:
             say(f"set aside: {printable(str(row))}")
+        if self._strict:
+            raise errors.BadRows([row])
 
     def report(self) -> None:
         """Says how many there were, if there were any."""
@@ -151,6 +164,87 @@ def show_audit(found: Audit) -> None:
 def _some(ids: Sequence[str], most: int = 5) -> str:
     listed = ", ".join(printable(identity) for identity in ids[:most])
     return listed if len(ids) <= most else f"{listed} and {len(ids) - most:,} more"
+
+
+def emit_csv(rows: Sequence[Mapping[str, Json]]) -> None:
+    """Records as CSV on standard output."""
+    from retriever.formats import open_writer
+
+    with open_writer(sys.stdout.buffer, "csv") as writer:
+        for row in rows:
+            writer.write(row)
+    sys.stdout.buffer.flush()
+
+
+def show_evaluation(found: Evaluation, *, worst: int, times: bool) -> None:
+    """Each metric of each recipe with intervals and ties, and where the first metric is lowest."""
+    typer.echo(f"{found.queries:,} queries, {found.asked}, guard {found.settings['guard']}")
+    took = {one.name: f"{one.milliseconds:.2f}" for one in found.recipes}
+    rows = [
+        {
+            "metric": metric.metric if place == 0 else "",
+            "recipe": printable(score.recipe),
+            **({"ms": took[score.recipe]} if times else {}),
+            **_figures(score, f"{float(str(found.settings['level'])):.0%}"),
+        }
+        for metric in found.metrics
+        for place, score in enumerate(metric.scores)
+    ]
+    typer.echo(table(rows))
+    first = found.metrics[0]
+    if found.labels and worst:
+        typer.echo(f"\n{first.metric} by label, lowest of {printable(first.reference)} first")
+        typer.echo(table([_means(printable(one.label), one.queries, one.means) for one in found.labels[:worst]]))
+        if len(found.labels) > worst:
+            typer.echo(f"{len(found.labels) - worst:,} more labels not listed")
+    if found.worst and worst:
+        typer.echo(f"\n{first.metric} by query, worst of {printable(first.reference)} first")
+        typer.echo(table([_queried(one, first) for one in found.worst]))
+    for line in found.notes:
+        note(line)
+
+
+def _queried(one: QueryResult, first: MetricResult) -> dict[str, str]:
+    answered = {"answer": printable(one.answers.get(first.reference, "–"), width=30)} if one.answers else {}
+    return {
+        first.metric: _figure(one.values[first.reference]),
+        "id": printable(one.query.id, width=24),
+        **answered,
+        "query": _shown(one.query),
+    }
+
+
+def show_cost(cost: Cost) -> None:
+    """What a language model will be asked, on standard error."""
+    left_out = f", {cost.left_out:,} left out by the budget" if cost.left_out else ""
+    say(
+        f"{cost.prompts:,} prompts: {cost.kept:,} answered before, {cost.calls:,} calls{left_out}; about "
+        f"{cost.prompt_tokens:,} tokens of prompts and at most {cost.answer_tokens:,} of answers"
+    )
+
+
+def _figures(score: Score, level: str) -> dict[str, str]:
+    apart = "" if score.verdict in ("best", "first") else f"{_figure(score.difference, '+')}"
+    return {
+        "mean": _figure(score.mean),
+        f"{level} interval": _ends(score.interval),
+        "difference": apart,
+        f"its {level} interval": _ends(score.difference_interval, "+") if apart else "",
+        "verdict": score.verdict,
+    }
+
+
+def _ends(interval: Interval | None, sign: str = "") -> str:
+    return "–" if interval is None else f"{_figure(interval.low, sign)} to {_figure(interval.high, sign)}"
+
+
+def _figure(value: float, sign: str = "") -> str:
+    return f"{value:{sign}.3f}" if abs(value) < 100 else f"{value:{sign},.1f}"
+
+
+def _means(label: str, queries: int, means: Mapping[str, float]) -> dict[str, str]:
+    named = {printable(name): _figure(mean) for name, mean in means.items()}
+    return {"label": label, "queries": str(queries), **named}
 
 
 def _shown(example: Example) -> str:

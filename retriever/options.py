@@ -12,6 +12,8 @@ import typer
 
 if TYPE_CHECKING:
     from retriever import EmbedderSettings, Fields, Limits, PromptOptions
+    from retriever.evaluation.asking import Asking
+    from retriever.evaluation.evaluate import EvalSettings
     from retriever.example import Json
     from retriever.ranking.recipe import Options
 
@@ -24,12 +26,15 @@ Rule = Literal["convex", "rrf"]
 Collisions = Literal["error", "escape", "drop"]
 PromptForm = Literal["messages", "text"]
 ExportForm = Literal["demos", "prompts", "messages", "openai-batch", "anthropic-batch"]
+EvalForm = Literal["table", "json", "csv"]
 
 _SELECTION = "Selection"
 _PROMPT = "Prompt"
 _MODEL = "Embedder"
 _LIMITS = "Limits"
 _FIELDS = "Fields"
+_EVALUATION = "Evaluation"
+_ASKING = "Language model"
 
 
 def size(text: str) -> int:
@@ -109,6 +114,27 @@ ROW_LIMITS: Mapping[str, object] = {
 PROMPT_LIMITS: Mapping[str, object] = {
     "max_k": _option(int | None, "--max-k", help="Most demonstrations (10,000).", panel=_LIMITS),
     "max_prompt_characters": _size_option("--max-prompt", help="Most characters in a prompt (64M)."),
+}
+EVALUATION: Mapping[str, object] = {
+    "metrics": _option(list[str] | None, "--metric", help="NAME or NAME@N; see the README.", panel=_EVALUATION),
+    "k": _option(int | None, "-k", "--k", help="How many demonstrations (as the recipes say).", panel=_EVALUATION),
+    "guard": _option(Guard | None, "--guard", help="Leak guard level (near).", panel=_EVALUATION),
+    "seed": _option(int | None, "--seed", help="Of the sample and of the resamples (0).", panel=_EVALUATION),
+    "resamples": _option(int | None, "--resamples", help="Of the bootstrap (10,000).", panel=_EVALUATION),
+    "level": _option(float | None, "--level", help="Of the intervals (0.95).", panel=_EVALUATION),
+    "worst": _option(int | None, "--worst", help="Labels and queries that are told (10).", panel=_EVALUATION),
+}
+ASKING: Mapping[str, object] = {
+    "backend": _option(str | None, "--backend", help="As of ask; its answers are judged.", panel=_ASKING),
+    "base_url": _option(str | None, "--base-url", help="Where an OpenAI-compatible server is.", panel=_ASKING),
+    "temperature": _option(float | None, "--temperature", help="0 for the most likely answer (0).", panel=_ASKING),
+    "timeout": _option(float | None, "--timeout", help="Seconds to wait (60).", panel=_ASKING),
+    "retries": _option(int | None, "--retries", help="How often a failed call is repeated (2).", panel=_ASKING),
+    "answer_tokens": _option(int | None, "--answer-tokens", help="The most of an answer (256).", panel=_ASKING),
+    "concurrency": _option(int | None, "--concurrency", help="Calls at once (4).", panel=_ASKING),
+    "max_calls": _option(int | None, "--max-calls", help="The most calls of this run.", panel=_ASKING),
+    "max_tokens": _option(int | None, "--max-tokens", help="The most tokens, prompts and answers.", panel=_ASKING),
+    "cache": _option(Path | None, "--cache", help="File of answers (in the user's cache).", panel=_ASKING),
 }
 Query = Annotated[str, typer.Argument(help="The query; - reads it from standard input.", show_default=False)]
 Index = Annotated[Path, typer.Argument(help="The index directory.", show_default=False)]
@@ -226,3 +252,42 @@ def limits_of(options: Mapping[str, object]) -> Limits:
     from retriever import Limits
 
     return Limits(**{name.removeprefix("max_"): cast("int", value) for name, value in options.items()})
+
+
+def eval_settings_of(options: Mapping[str, object], prompt: Mapping[str, object]) -> EvalSettings:
+    """The groups `EVALUATION` and `PROMPT` as `evaluate` takes them."""
+    from retriever.evaluation.evaluate import EvalSettings
+
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    return EvalSettings(**given, prompt=prompt_options_of(prompt))  # type: ignore[arg-type]
+
+
+def asking_of(options: Mapping[str, object]) -> Asking | None:
+    """The language model that the group `ASKING` names, and how much may be asked of it; None when it names none."""
+    from retriever.backends import BackendSettings, load_backend
+    from retriever.errors import InvalidInput
+    from retriever.evaluation.answers import backend_identity, default_cache, shown_backend
+    from retriever.evaluation.asking import Asking
+
+    if "backend" not in options:
+        if options:
+            raise InvalidInput(f"--{next(iter(options)).replace('_', '-')} without --backend")
+        return None
+    backend = str(options["backend"])
+    given = {name: options[name] for name in ("base_url", "temperature", "timeout", "retries") if name in options}
+    if "answer_tokens" in options:
+        given["max_tokens"] = options["answer_tokens"]
+    settings = BackendSettings(**given)  # type: ignore[arg-type]
+    cache = cast("Path | None", options.get("cache"))
+    if cache is None:
+        cache = default_cache()
+        cache.parent.mkdir(parents=True, exist_ok=True)
+    budget = {name: options[name] for name in ("concurrency", "max_calls", "max_tokens") if name in options}
+    return Asking(
+        load_backend(backend, settings=settings),
+        backend_identity(backend, settings),
+        shown_backend(backend),
+        cache,
+        answer_tokens=settings.max_tokens,
+        **cast("dict[str, int]", budget),
+    )

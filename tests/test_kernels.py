@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from indexes import kernels, lexical
+from indexes import kernels
 from indexes.lexical import BM25, VARIANTS, BM25Index
 from indexes.postings import Postings
 from indexes.topk import top
@@ -100,6 +100,15 @@ def three_times(many, loader):
         return np.array([[index.scores(terms) for terms in asked] for _ in range(3)])
 
 
+@pytest.mark.parametrize("repeats", [1, 8, 9, 200])
+@pytest.mark.parametrize("length", [12, 1024, 1025])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_long_texts_and_frequent_terms_have_the_bits_of_python(loader, variant, length, repeats):
+    documents = [["a"] * repeats + ["b"] * (length - 12) + ["c"], ["a", "c"], ["b"]]
+    index = BM25Index([Postings.from_documents(documents)], BM25(variant))
+    assert index.scores(["a", "c", "b", "a"]).tolist() == exactly(documents, ["a", "c", "b", "a"], index)
+
+
 @needs_numba
 def test_many_rows_have_the_same_bits(many, compiled):
     by_numpy = three_times(many, kernels.Loader())
@@ -122,10 +131,13 @@ def test_a_block_of_queries_has_the_bits_of_one_by_one(many, compiled, fast):
 def test_a_term_that_a_block_shares_is_weighed_once(many, loader, monkeypatch):
     postings, _ = many
     index, weighed = BM25Index([postings]), []
-    of_one = lexical.tf_okapi
-    monkeypatch.setattr(
-        lexical, "tf_okapi", lambda counts, *rest: (weighed.append(len(counts)), of_one(counts, *rest))[1]
-    )
+    of_some = index._tf_parts
+
+    def noted(counts, lengths):
+        weighed.append(len(counts))
+        return of_some(counts, lengths)
+
+    monkeypatch.setattr(index, "_tf_parts", noted)
     index.block([["t7", "t9"], ["t9"], ["t9", "t9"]])
     seven, nine = (postings.find(term)[1] for term in ("t7", "t9"))
     assert sum(weighed) == seven.stop - seven.start + nine.stop - nine.start

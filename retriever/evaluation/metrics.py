@@ -1,12 +1,14 @@
 """Metrics of a selection that need no language model: one pure function each.
 
-Sets of labels make single-label and multi-label pools alike: two examples agree when they share a label.
+Sets of labels make single-label and multi-label pools alike: two examples agree when they share a label. Demonstrations
+and their scores stand best first. Which of these a user asks for by name is in `retriever.evaluation.judged`.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -30,8 +32,49 @@ def precision(query: TokenSet, chosen: Sequence[TokenSet]) -> float:
     return sum(bool(labels & query) for labels in chosen) / len(chosen) if chosen else 0.0
 
 
+def vote(chosen: Sequence[TokenSet], weights: Sequence[float]) -> str | None:
+    """The label that the demonstrations vote for, as the k nearest neighbours classify (Cover and Hart 1967).
+
+    Each demonstration gives its weight to each of its labels. Of labels with equal sums the one that comes first in the
+    ranking wins; of those that come first together, the first by name.
+
+    Args:
+        chosen: The labels of each demonstration, best first.
+        weights: What each vote counts; below 0 it counts nothing.
+
+    Returns:
+        The label; None when no demonstration has one.
+    """
+    given: dict[str, list[float]] = {}
+    for labels, weight in zip(chosen, weights, strict=True):
+        for label in sorted(labels):
+            given.setdefault(label, []).append(max(weight, 0.0))
+    # A dict keeps the order in which labels came up, and max the first of equals.
+    return max(given, key=lambda label: math.fsum(given[label]), default=None)
+
+
+def majority_vote(query: TokenSet, chosen: Sequence[TokenSet]) -> float:
+    """1 when the label that most demonstrations have is one of the query's, else 0; see `vote`."""
+    return float(vote(chosen, [1.0] * len(chosen)) in query)
+
+
+def weighted_vote(query: TokenSet, chosen: Sequence[TokenSet], scores: Sequence[float]) -> float:
+    """1 when the label with the largest sum of scores is one of the query's, else 0 (Dudani 1976); see `vote`."""
+    return float(vote(chosen, scores) in query)
+
+
+def label_entropy(chosen: Sequence[TokenSet]) -> float:
+    """The entropy of the demonstrations' labels in bits (Shannon 1948): 0 when all have the same one, or none.
+
+    -Σ p log₂ p over the labels, p being a label's share of all labels that the demonstrations have.
+    """
+    counts = Counter(label for labels in chosen for label in labels)
+    total = counts.total()
+    return math.fsum(count / total * math.log2(total / count) for count in counts.values())
+
+
 def best_overlap(query: TokenSet, chosen: Sequence[TokenSet]) -> float:
-    """The largest overlap of a demonstration's output with the query's own; 0 when there are none."""
+    """The largest overlap (Jaccard 1912) of a demonstration's output with the query's own; 0 when there are none."""
     return max((jaccard(query, tokens) for tokens in chosen), default=0.0)
 
 
@@ -41,8 +84,20 @@ def mean_overlap(query: TokenSet, chosen: Sequence[TokenSet]) -> float:
 
 
 def union_overlap(query: TokenSet, chosen: Sequence[TokenSet]) -> float:
-    """Share of the query's output tokens that stand in some demonstration's output; 1 when it has none."""
+    """Share of what the query's output has that stands in some demonstration's output; 1 when it has nothing.
+
+    Of n-grams it is the coverage of the output, of labels that of entity or slot types.
+    """
     return len(query & frozenset().union(*chosen)) / len(query) if query else 1.0
+
+
+def diversity(chosen: Sequence[TokenSet]) -> float:
+    """Distinct elements of the demonstrations over all that each of them has: 1 when no two share one, 1/k for copies.
+
+    The distinct-n of Li et al. (2016), between texts instead of within one. 1 when there is nothing.
+    """
+    total = sum(map(len, chosen))
+    return len(frozenset().union(*chosen)) / total if total else 1.0
 
 
 def ndcg(ranked: Sequence[str], grades: Mapping[str, float], k: int) -> float:
@@ -61,26 +116,30 @@ def _dcg(gains: Sequence[float]) -> float:
     return math.fsum(gain / math.log2(rank + 1) for rank, gain in enumerate(gains, start=1))
 
 
+def recall(ranked: Sequence[str], grades: Mapping[str, float], k: int) -> float:
+    """Share of the relevant documents, those with a grade above 0, among the first k; 0 when none is relevant."""
+    relevant = {document for document, grade in grades.items() if grade > 0}
+    return len(relevant.intersection(ranked[:k])) / len(relevant) if relevant else 0.0
+
+
+def reciprocal_rank(ranked: Sequence[str], grades: Mapping[str, float], k: int) -> float:
+    """1 / the rank of the first relevant document among the first k, else 0; its mean is MRR (Voorhees 1999)."""
+    return next((1 / rank for rank, one in enumerate(ranked[:k], start=1) if grades.get(one, 0.0) > 0), 0.0)
+
+
 def output_tokens(text: str) -> TokenSet:
     """The token set of an output: identifiers, split at case and underscores, so that code and SQL compare well."""
     return frozenset(identifiers(text))
 
 
-def ngrams(text: str, longest: int = 4) -> frozenset[tuple[str, ...]]:
-    """The distinct n-grams of 1 to `longest` tokens, words and signs, in text order."""
+def ngrams(text: str, longest: int = 4) -> TokenSet:
+    """The distinct n-grams of 1 to `longest` tokens, words and signs, in text order, with a blank between tokens."""
     tokens = _TOKEN.findall(text)
     return frozenset(
-        tuple(tokens[start : start + size]) for size in range(1, longest + 1) for start in range(len(tokens) - size + 1)
+        " ".join(tokens[start : start + size])
+        for size in range(1, longest + 1)
+        for start in range(len(tokens) - size + 1)
     )
-
-
-def ngram_coverage(output: str, demonstrations: Sequence[str], longest: int = 4) -> float:
-    """The share of the n-grams of the true output that stand in some demonstration's output; 1 for an empty output."""
-    wanted = ngrams(output, longest)
-    if not wanted:
-        return 1.0
-    shown = frozenset[tuple[str, ...]]().union(*(ngrams(text, longest) for text in demonstrations))
-    return len(wanted & shown) / len(wanted)
 
 
 def redundancy(vectors: NDArray[np.float32]) -> float:

@@ -1,0 +1,273 @@
+"""Asking a language model all prompts of an evaluation: within a budget, several at once, and none twice.
+
+What will be asked is settled before the first call: queries in a seeded random order, all recipes of one before the
+next one, as far as the budget reaches when every answer is as long as it may be. So a budget is never exceeded, the
+same one asks the same, however many calls run at once, and what it reaches is a sample of the queries, not their
+beginning. Each answer is kept as soon as it is there; what was interrupted goes on where it stopped, for what is kept
+is not asked again and costs nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from retriever.backends import Backend
+from retriever.errors import BackendError, InvalidInput
+from retriever.evaluation.answers import AnswerCache, prompt_key
+from retriever.evaluation.comparison import Values
+from retriever.evaluation.judge import AnswerMetric
+from retriever.example import Example
+from retriever.prompting import Prompt
+from retriever.ranking.seeding import permutation
+
+MOST_FAILURES = 10
+
+
+@dataclass(frozen=True)
+class Asking:
+    """A language model, and how much may be asked of it.
+
+    Attributes:
+        backend: From a prompt to an answer.
+        identity: What its answers depend on beside the prompt; see `backend_identity`. Answers are kept by it.
+        name: What it is called in the result.
+        cache: The file of answers.
+        concurrency: How many calls run at once, at least 1.
+        max_calls: The most calls of this run; None for no limit. What a backend repeats by itself counts once.
+        max_tokens: The most tokens of this run, prompts and answers together, as the recipe's counter counts; None for
+            no limit.
+        answer_tokens: The most tokens of an answer, which the backend has been told.
+
+    Raises:
+        InvalidInput: A number out of range.
+    """
+
+    backend: Backend
+    identity: str
+    name: str
+    cache: Path
+    concurrency: int = 4
+    max_calls: int | None = None
+    max_tokens: int | None = None
+    answer_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        for name, least in (("concurrency", 1), ("max_calls", 0), ("max_tokens", 0), ("answer_tokens", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InvalidInput(f"{name} = {value}", expected=f"{least} or more")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run will ask, told before it starts.
+
+    Attributes:
+        prompts: How many different prompts there are.
+        kept: How many of them have an answer already.
+        calls: How many are asked.
+        left_out: How many the budget leaves out.
+        prompt_tokens: The tokens of the prompts that are asked.
+        answer_tokens: The most tokens of their answers.
+    """
+
+    prompts: int
+    kept: int
+    calls: int
+    left_out: int
+    prompt_tokens: int
+    answer_tokens: int
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What came back.
+
+    Attributes:
+        texts: By recipe, an answer for each query; None where there is none.
+        failed: How many calls failed.
+        first_failure: What the first of them said; empty for none.
+        left_out: How many prompts the budget left out.
+    """
+
+    texts: Mapping[str, Sequence[str | None]]
+    failed: int
+    first_failure: str
+    left_out: int
+
+
+def ask(
+    asking: Asking,
+    prompts: Mapping[str, Sequence[Prompt]],
+    *,
+    on_cost: Callable[[Cost], None],
+    progress: Callable[[str, int, int], None],
+) -> Answers:
+    """Answers every prompt, as far as the budget reaches.
+
+    Args:
+        asking: The model, the budget and the file of answers.
+        prompts: By recipe, one for each query.
+        on_cost: Told what it will cost, before the first call.
+        progress: Told how many calls are done.
+
+    Raises:
+        BackendError: Every call failed, or `MOST_FAILURES` in a row did.
+        InvalidInput: A prompt that cannot be sent, or a file of answers that is none.
+        StorageError: An answer cannot be kept.
+    """
+    keys = {name: [prompt_key(asking.identity, prompt) for prompt in one] for name, one in prompts.items()}
+    first: dict[str, Prompt] = {}
+    for place in permutation(len(next(iter(prompts.values()))), 0, "", "asking").tolist():
+        for name, one in prompts.items():
+            first.setdefault(keys[name][place], one[place])
+    with AnswerCache(asking.cache) as cache:
+        known = cache.get(list(first))
+        missing = [key for key in first if key not in known]
+        planned = _within_budget(asking, [first[key].tokens for key in missing])
+        asked = missing[:planned]
+        cost = Cost(
+            len(first),
+            len(known),
+            planned,
+            len(missing) - planned,
+            sum(first[key].tokens for key in asked),
+            planned * asking.answer_tokens,
+        )
+        on_cost(cost)
+        failures = _call_all(asking, {key: first[key] for key in asked}, cache, known, progress)
+    texts = {name: [known.get(key) for key in one] for name, one in keys.items()}
+    return Answers(texts, len(failures), failures[0] if failures else "", cost.left_out)
+
+
+def _within_budget(asking: Asking, tokens: Sequence[int]) -> int:
+    """How many of the prompts, from the first on, may be asked when every answer is as long as it may be."""
+    most = len(tokens) if asking.max_calls is None else min(asking.max_calls, len(tokens))
+    if asking.max_tokens is None:
+        return most
+    spent = 0
+    for count, one in enumerate(tokens[:most]):
+        spent += one + asking.answer_tokens
+        if spent > asking.max_tokens:
+            return count
+    return most
+
+
+def _call_all(
+    asking: Asking,
+    prompts: Mapping[str, Prompt],
+    cache: AnswerCache,
+    known: dict[str, str],
+    progress: Callable[[str, int, int], None],
+) -> list[str]:
+    """Adds the answers to those that are known; what the calls that failed said, in the order of the prompts."""
+    failures: list[str] = []
+    caller = _Caller(asking, cache)
+    pool = ThreadPoolExecutor(asking.concurrency, thread_name_prefix="asking")
+    try:
+        running = {key: pool.submit(caller, key, prompt) for key, prompt in prompts.items()}
+        for done, (key, future) in enumerate(running.items(), start=1):
+            try:
+                known[key] = future.result()
+            except BackendError as error:
+                failures.append(str(error))
+                if caller.given_up is not None:
+                    raise caller.given_up from error
+                if len(failures) == len(prompts) and not known:
+                    raise
+            progress("asking", done, len(prompts))
+    finally:
+        # Of an interrupted run, what is on its way is waited for and kept; what has not begun never is.
+        pool.shutdown(cancel_futures=True)
+    return failures
+
+
+class _Caller:
+    """Asks and keeps the answer; gives up when `MOST_FAILURES` calls in a row have failed, and asks no more."""
+
+    def __init__(self, asking: Asking, cache: AnswerCache) -> None:
+        self.given_up: BackendError | None = None
+        self._asking = asking
+        self._cache = cache
+        self._lock = threading.Lock()
+        self._in_a_row = 0
+
+    def __call__(self, key: str, prompt: Prompt) -> str:
+        """The answer, on the disk when this returns.
+
+        Raises:
+            BackendError: The call failed, or was not made, for too many have.
+        """
+        if self.given_up is not None:
+            raise self.given_up
+        try:
+            answer = self._asking.backend(prompt)
+            _check(answer, self._asking.name)
+        except BackendError as error:
+            with self._lock:
+                self._in_a_row += 1
+                if self._in_a_row == MOST_FAILURES:
+                    self.given_up = BackendError(f"{MOST_FAILURES} calls in a row failed, the last: {error}")
+            raise
+        self._cache.put(key, answer)
+        with self._lock:
+            self._in_a_row = 0
+        return answer
+
+
+def _check(answer: object, name: str) -> None:
+    if not isinstance(answer, str):
+        raise BackendError(f"the backend {name} returned {type(answer).__name__}", expected="text")
+    if any("\ud800" <= character <= "\udfff" for character in answer):
+        raise BackendError(
+            f"the backend {name} returned half a character", expected="text that can be written as UTF-8"
+        )
+
+
+def values_of(answers: Answers, judges: Sequence[AnswerMetric], queries: Sequence[Example]) -> Values:
+    """What the answers are worth, NaN where there is none or nothing to compare it with.
+
+    Args:
+        answers: Of some recipes to the queries.
+        judges: The metrics.
+        queries: With their true outputs and labels.
+
+    Returns:
+        Shape (judges, recipes, queries).
+
+    Raises:
+        InvalidInput: A metric has not one query that was answered under every recipe.
+    """
+    values = np.full((len(judges), len(answers.texts), len(queries)), np.nan)
+    for number, one in enumerate(judges):
+        for row, texts in enumerate(answers.texts.values()):
+            for place, (query, text) in enumerate(zip(queries, texts, strict=True)):
+                if text is not None and one.judges(query):
+                    values[number, row, place] = one.value(text, query)
+    if np.isnan(values).any(axis=1).all(axis=1).any():
+        raise InvalidInput(
+            "no query that can be judged was answered under every recipe: " + "; ".join(missing(answers)),
+            fix="raise the budget, or see why calls failed; what was answered is kept",
+        )
+    return values
+
+
+def missing(answers: Answers) -> list[str]:
+    """What of the answers there is not, a sentence each; nothing when all are there."""
+    complete = [None not in texts for texts in zip(*answers.texts.values(), strict=True)]
+    notes = []
+    if answers.left_out:
+        notes.append(f"the budget left out {answers.left_out} prompts")
+    if answers.failed:
+        notes.append(f"{answers.failed} calls failed, the first: {answers.first_failure}")
+    if not all(complete):
+        notes.append(
+            f"answers are judged on the {sum(complete)} of {len(complete)} queries with one under every recipe"
+        )
+    return notes

@@ -1,0 +1,135 @@
+"""The command `eval`: what it prints in each form, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+import cli
+from retriever.evaluation.judge import ANSWER_METRICS
+from retriever.evaluation.judged import METRICS
+from tests.test_docs import section
+
+WORDS = ("apple", "banana", "cherry", "damson")
+ROWS = [
+    {"id": f"p{i}", "text": f"{WORDS[i % 4]} number {i * 37}", "kind": WORDS[i % 4], "reply": f"eat {WORDS[i % 4]}"}
+    for i in range(48)
+]
+ASKED = [{"text": f"a {WORDS[i % 4]} please", "kind": WORDS[i % 4], "reply": "?"} for i in range(32)]
+FIELDS = ("--input", "text", "--output", "reply", "--label", "kind")
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.app, [str(one) for one in arguments])
+
+
+def ok(*arguments):
+    result = run(*arguments)
+    assert result.exit_code == 0, result.stderr
+    return result
+
+
+def refused(code, *arguments):
+    result = run(*arguments)
+    assert (result.exit_code, result.stdout) == (code, ""), result.stderr
+    return result.stderr
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with an index, queries and a recipe."""
+    folder = tmp_path_factory.mktemp("eval")
+    for name, rows in (("pool", ROWS), ("asked", ASKED)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "random.toml").write_text('[select]\nstrategy = "random"\n')
+    ok("build", folder / "pool.jsonl", "-o", folder / "i", *FIELDS, "--embedder", "latent", "--weight", "0.5")
+    return folder
+
+
+def asked(made):
+    return made / "i", made / "asked.jsonl", *FIELDS, "--resamples", "200"
+
+
+def test_the_same_command_prints_the_same_bytes(made):
+    arguments = ("eval", made / "i", "--leave-one-out", "20", "--resamples", "200", "--embedder", "latent")
+    for form in ("json", "csv", "table"):
+        assert ok(*arguments, "--as", form).stdout == ok(*arguments, "--as", form).stdout
+
+
+def test_json_tells_recipes_metrics_labels_and_worst_queries(made):
+    told = json.loads(ok("eval", *asked(made), "-k", "4", "--worst", "2").stdout)
+    assert [one["name"] for one in told["recipes"]] == ["own (hybrid)", "dense", "lexical"]
+    assert {one["recipe"]["select"]["k"] for one in told["recipes"]} == {4}
+    assert [one["metric"] for one in told["metrics"]] == ["precision", "hit", "majority-vote", "redundancy", "tokens"]
+    assert told["queries"] == 32 and len(told["labels"]) == 4 and len(told["worst"]) == 2
+    score = told["metrics"][0]["scores"][0]
+    assert score["low"] <= score["mean"] <= score["high"]
+    assert told["settings"] == {"guard": "near", "seed": 0, "resamples": 200, "level": 0.95}
+
+
+def test_csv_has_a_row_for_each_metric_and_recipe(made):
+    arguments = ("--recipe", made / "random.toml", "--metric", "precision@2", "--metric", "tokens", "--as", "csv")
+    rows = list(csv.DictReader(ok("eval", *asked(made), *arguments).stdout.splitlines()))
+    assert [(row["metric"], row["recipe"]) for row in rows] == [
+        ("precision@2", "own (hybrid)"),
+        ("precision@2", "random"),
+        ("tokens", "own (hybrid)"),
+        ("tokens", "random"),
+    ]
+    assert (rows[0]["verdict"], rows[1]["verdict"]) == ("best", "worse")
+    assert float(rows[1]["difference_high"]) < 0
+
+
+def test_times_are_told_only_when_they_are_asked_for(made):
+    for form in ("json", "csv"):
+        name = "milliseconds"
+        assert name not in ok("eval", *asked(made), "--as", form).stdout
+        assert name in ok("eval", *asked(made), "--as", form, "--times").stdout
+
+
+def test_the_table_shows_ties_as_ties(made):
+    shown = ok("eval", *asked(made), "--as", "table", "--recipe", made / "random.toml", "--metric", "hit@1").stdout
+    lines = [line.split() for line in shown.splitlines()]
+    assert lines[2][0] == "hit@1" and lines[2][-1] == "best"
+    assert lines[3][0] == "random" and lines[3][-1] == "worse"
+    tied = ok("eval", *asked(made), "--as", "table", "--metric", "hit").stdout.splitlines()
+    assert sum(line.endswith("tied") for line in tied) == 2
+
+
+def test_judgements_are_read_from_a_file(made, tmp_path):
+    (tmp_path / "asked.csv").write_text("id,text\nq1,apple\nq2,nobody judged this\n")
+    (tmp_path / "qrels.tsv").write_text("q1\tp0\t1\n")
+    arguments = (tmp_path / "asked.csv", "--input", "text", "--qrels", tmp_path / "qrels.tsv", "--resamples", "100")
+    told = json.loads(ok("eval", made / "i", *arguments, "-k", "48").stdout)
+    assert [(one["metric"], one["queries"]) for one in told["metrics"][:3]] == [("ndcg", 1), ("recall", 1), ("mrr", 1)]
+    assert told["metrics"][1]["scores"][0]["mean"] == 1.0
+
+
+def test_bad_queries_are_set_aside_and_told_or_refused(made, tmp_path):
+    (tmp_path / "asked.jsonl").write_text('{"input": "apple", "label": "apple"}\n{"label": "apple"}\n')
+    arguments = ("eval", made / "i", tmp_path / "asked.jsonl", "--resamples", "100", "--metric", "hit")
+    result = ok(*arguments)
+    assert "asked.jsonl:2" in result.stderr and json.loads(result.stdout)["queries"] == 1
+    assert "asked.jsonl:2" in refused(7, *arguments, "--strict")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "neither queries nor leave_one_out"),
+        (("--leave-one-out", "5", "--guard", "off"), "would give its answer away"),
+        (("--leave-one-out", "5", "--metric", "beauty"), "the metric 'beauty'"),
+        (("--leave-one-out", "5", "--metric", "ndcg"), "no query has a relevance judgement"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_with_exit_code_2(made, arguments, said):
+    assert said in refused(2, "eval", made / "i", *arguments)
+
+
+def test_the_readme_lists_every_metric():
+    told, answers = section("README.md", "Evaluate"), section("README.md", "With a language model")
+    assert [name for name in METRICS if f"`{name}`" not in told] == []
+    assert [name for name in ANSWER_METRICS if f"`{name}`" not in answers] == []
