@@ -17,6 +17,7 @@ from retriever.display import (
     BadRows,
     emit_csv,
     note,
+    show_adaptation,
     show_audit,
     show_cost,
     show_curation,
@@ -37,6 +38,7 @@ from retriever.options import (
     PROMPT_LIMITS,
     RECIPE,
     ROW_LIMITS,
+    AdaptKind,
     Curate,
     EvalForm,
     ExportForm,
@@ -866,6 +868,39 @@ def recipe_list(json_output: JsonFlag = False) -> None:
         for name, settings in found.items()
     ]
     typer.echo(table(rows))
+
+
+@app.command(no_args_is_help=True)
+@_reported
+def adapt(
+    index: Index,
+    kind: Annotated[AdaptKind, typer.Option(help="The form of the map.")] = "linear",
+    undo: Annotated[bool, typer.Option("--undo", help="Search the embedder's own vectors again.")] = False,
+    json_output: JsonFlag = False,
+) -> None:
+    """Learn from the pool's labels or outputs what is alike, and search by it where that helps.
+
+    \b
+    retriever adapt tickets.index
+    retriever adapt tickets.index --kind low-rank --json
+    retriever adapt tickets.index --undo
+    """
+    with _open(index, {}) as retriever, progress() as shown:
+        if undo:
+            generation = retriever.undo_adaptation()
+            weight = retriever.snapshot.base.weight
+        else:
+            found = retriever.adapt(kind=kind, progress=shown)
+            generation = retriever.generation
+    if undo:
+        if _wants_json(json_output):
+            _emit({"generation": generation, "weight": weight})
+        else:
+            typer.echo(f"{generation} searches the embedder's own vectors; fusion weight {weight}")
+    elif _wants_json(json_output):
+        _emit({"generation": generation, **found.to_dict()})
+    else:
+        show_adaptation(found, generation)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -99,7 +99,8 @@ class AnnIndex:
     def build(cls, factory: str, rows: VectorRows) -> AnnIndex:
         """Trains and fills an index; by one thread, because HNSW built by several differs from run to run.
 
-        An inverted file looks into at least as many cells as hold twice what is proposed.
+        An inverted file looks into at least as many cells as hold twice what is proposed; a graph is searched at
+        least as broadly as it is asked for proposals.
 
         Args:
             factory: What `faiss.index_factory` takes, e.g. `HNSW32` or `IVF1024,SQ8`.
@@ -125,6 +126,8 @@ class AnnIndex:
         ann = cls(index)
         if ann._ivf is not None:
             ann.effort = min(ann.most_effort, math.ceil(2 * PROPOSALS * ann.most_effort / max(len(rows), 1)))
+        else:
+            ann.effort = min(ann.most_effort, max(ann.effort, PROPOSALS))
         return ann
 
     @classmethod

@@ -7,9 +7,10 @@ and from fixed seeds, so that the same rows give the same choice.
 Proposals are scored over the rows as they are stored, so a FAISS index need hold no more than what finds them.
 RaBitQ's one bit for a component (Gao & Long, SIGMOD 2024) proposes nearly as well as 8 bits (`SQ8`), from a sixth of
 the memory and in less time; so it comes first, and 8 bits follow where that is not enough. Inverted files of float32
-(`Flat`) are no candidates: they propose no better than 8 bits. Nor are product quantisers and graphs (`PQ64`,
-`HNSW32`): one thread takes far longer to train and build them, and several build a graph that differs from run to run.
-`ann` names them where they are wanted.
+(`Flat`) are no candidates: they propose no better than 8 bits. Nor are graphs (`HNSW32`): for a thousand proposals
+they are no faster, hold links besides, take several times as long to build by one thread, and differ from run to run
+when built by more. Nor are product quantisers (`OPQ64,PQ64`), which one thread trains for minutes. `ann` names them
+where they are wanted.
 """
 
 from __future__ import annotations

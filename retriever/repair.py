@@ -229,9 +229,9 @@ def _where(left: Generation, about: Mapping[str, object]) -> dict[int, _Place]:
 
 def _learned(stored: StoredEmbedder) -> Mapping[str, Sequence[files.Buffer]]:
     """What a fitted embedder has learned, if all of it is there."""
-    if stored.is_latent:
+    if stored.is_fitted:
         with contextlib.suppress(EmbedderError):
-            stored.latent()
+            stored.fitted()
             return stored.files
     return {}
 
@@ -262,9 +262,9 @@ def _rebuild(
     texts = {text for text, _ in rows}
     complete = texts <= known.places.keys() and (not settings.token_vectors or texts <= known.kept.keys())
     embedder: Embedder | None = None
-    if about.is_latent and about.files:
-        embedder = about.latent()
-    elif about.is_latent or not complete or (weight is None and about.prompts.query != about.prompts.example):
+    if about.is_fitted and about.files:
+        embedder = about.fitted()
+    elif about.is_fitted or not complete or (weight is None and about.prompts.query != about.prompts.example):
         embedder, now = load_for(key, given or about.source, pool, revision, note)
         if now.space != about.space:
             note(f"the embedder is not to the last bit what it was: all {len(texts):,} texts are embedded again")

@@ -358,7 +358,7 @@ def load_for(
         return embedder, StoredEmbedder.of(embedder, None)
     asked = EmbedderSettings(source) if isinstance(source, str) else source
     # `auto` may mean another model on another machine or day; what it meant here is what the index needs.
-    named = replace(asked, name=embedder.name) if asked.name == "auto" else asked
+    named = replace(asked, name=embedder.name) if asked.name in ("auto", "static:auto") else asked
     return embedder, StoredEmbedder.of(embedder, named)
 
 

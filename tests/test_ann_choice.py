@@ -90,6 +90,18 @@ def test_rows_without_neighbours_are_not_counted(vectors):
     assert Sample.of(rows).recall(AnnIndex.build("Flat", rows)) == 1.0
 
 
+def test_the_least_effort_finds_as_many_rows_as_are_proposed(monkeypatch):
+    monkeypatch.setattr("indexes.ann.PROPOSALS", 300)
+    for factory, effort in (
+        ("HNSW16", 300),
+        ("IVF100,SQ8", 15),
+        ("Flat", 1),
+    ):  # 15 of 100 cells hold twice 300 of 4,000
+        ann = AnnIndex.build(factory, VectorRows(POOL[:4000]))
+        assert ann.effort == effort
+        assert min(len(ann.search(query, 300, None)) for query in QUERIES) >= 150
+
+
 def test_less_effort_is_measured_as_less_recall():
     rows = VectorRows(POOL)
     sample, ann = Sample.of(rows), AnnIndex.build("IVF256,SQ8", rows)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -23,6 +24,9 @@ from retriever.ranking.seeding import permutation
 
 _SHARPNESS = 12.0
 """How much more attention a row of overlap 1 should get than one of overlap 0, as a logarithm."""
+_MOST_KEPT = 5_000
+"""Rows of which all pairs are kept, in 100 MB at most."""
+_BLOCK_ROWS = 256
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
@@ -47,6 +51,22 @@ class FeatureSets:
 
     def overlap(self, rows: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.float32]:
         """The Jaccard index of every pair; 0 for two empty sets. Shape (rows, others)."""
+        if len(self) > _MOST_KEPT:
+            return self._overlap(rows, others)
+        return self._pairs[np.ix_(rows, others)]
+
+    @cached_property
+    def _pairs(self) -> NDArray[np.float32]:
+        """The overlap of all rows with all rows: each pair comes up again and again while a map is learned."""
+        everything = np.arange(len(self))
+        pairs = np.empty((len(self), len(self)), dtype=np.float32)
+        for start in range(0, len(self), _BLOCK_ROWS):
+            for other in range(0, len(self), _BLOCK_ROWS):
+                block = slice(start, start + _BLOCK_ROWS), slice(other, other + _BLOCK_ROWS)
+                pairs[block] = self._overlap(everything[block[0]], everything[block[1]])
+        return pairs
+
+    def _overlap(self, rows: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.float32]:
         both = np.concatenate([rows, others])
         sizes = self.sizes[both]
         where = np.repeat(self._starts[both] - np.concatenate([[0], np.cumsum(sizes)[:-1]]), sizes)

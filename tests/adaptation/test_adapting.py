@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 from colours import colour, embed, rows
-from support import build, fail
 
 from retriever import IndexSettings, Retriever
 from retriever.adaptation import adapt as adapting
@@ -15,6 +14,7 @@ from retriever.errors import InvalidInput
 from retriever.repair import repair
 from retriever.verification import verify
 from retriever.writing import Searched
+from tests.support import build, fail
 
 QUERIES = [f"word{number}" for number in range(9000, 9024)]
 

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retriever import Example
+from retriever.adaptation import supervision
 from retriever.adaptation.supervision import FeatureSets, OverlapBatches, aim_of, output_features
 
 
@@ -22,6 +23,14 @@ def test_overlap_is_the_jaccard_index_of_every_pair(sets, data):
         for j, other in enumerate(others):
             union = sets[row] | sets[other]
             assert found[i, j] == pytest.approx(len(sets[row] & sets[other]) / len(union) if union else 0.0)
+
+
+def test_pools_too_large_to_keep_all_pairs_of_give_the_same(monkeypatch):
+    sets = [{n % 3, n % 5, -n % 7} for n in range(600)]
+    some, others = np.arange(0, 600, 7), np.arange(599, 0, -11)
+    kept = FeatureSets(sets).overlap(some, others)
+    monkeypatch.setattr(supervision, "_MOST_KEPT", 0)
+    assert np.array_equal(FeatureSets(sets).overlap(some, others), kept)
 
 
 def test_the_features_of_an_output_are_its_tokens_and_pairs_of_neighbours():
