@@ -233,7 +233,9 @@ def build(
             format=format,
             table=table,
             encoding=encoding,
-            settings=IndexSettings(key, analyzer, lexical, bm25, ann=ann, token_vectors=token_vectors, vectors=vectors),
+            settings=IndexSettings(
+                key, analyzer, lexical, bm25, ann=ann, token_vectors=token_vectors, vectors=vectors, recall=recall
+            ),
             embedder=embedder_of(embedder) or "auto",
             weight=weight,
             strict=strict,

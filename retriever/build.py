@@ -91,21 +91,19 @@ def embed(
     Returns:
         A row for each text.
     """
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    order = np.argsort(np.fromiter(map(len, texts), np.int64, len(texts)), kind="stable")
     rows = VectorRows.empty(len(texts), dim, kind)
     for start in range(0, len(order), _ENCODE_BLOCK):
-        block = order[start : start + _ENCODE_BLOCK]
-        found = known.vectors([texts[i] for i in block])
-        new = [i for i in block if texts[i] not in found]
+        block = {texts[i]: i for i in order[start : start + _ENCODE_BLOCK].tolist()}
+        found = known.vectors(list(block))
+        new = [text for text in block if text not in found]
         if found:
-            old = [i for i in block if texts[i] in found]
-            rows.put(old, np.stack([found[texts[i]] for i in old]))
+            rows.put([block[text] for text in found], np.stack(list(found.values())))
         if new:
             progress("embedding", start, len(order))
-            asked = [texts[i] for i in new]
-            vectors = encode_checked(embedder(), asked, prefix=prompts_of(embedder()).example)
-            known.save(asked, vectors)
-            rows.put(new, vectors)
+            vectors = encode_checked(embedder(), new, prefix=prompts_of(embedder()).example)
+            known.save(new, vectors)
+            rows.put([block[text] for text in new], vectors)
             progress("embedding", start + len(block), len(order))
     return rows
 

@@ -42,7 +42,7 @@ class SavedVectors:
         self._directory = saved_directory(root)
         self._space = hashlib.sha256(space.encode()).hexdigest()
         self._vectors: dict[bytes, NDArray[np.float32]] = {}
-        self._next = 1
+        self._next, self._saved = 1, 0
         for name in files.list_directory(self._directory):
             match = _BLOCK.fullmatch(name)
             if match is not None:
@@ -50,15 +50,18 @@ class SavedVectors:
                 self._take(self._directory / name)
 
     def __len__(self) -> int:
-        """How many texts have a vector."""
-        return len(self._vectors)
+        """How many texts the next build will have a vector of."""
+        return len(self._vectors) + self._saved
 
     def get(self, text: str) -> NDArray[np.float32] | None:
         """The vector of a text, shape (dim,); None when there is none."""
         return self._vectors.get(_digest(text))
 
     def save(self, texts: Sequence[str], vectors: Vectors) -> None:
-        """Keeps the vectors of a block of texts; durable when it returns.
+        """Keeps the vectors of a block of texts for the next build; durable when it returns.
+
+        This object does not give them: nobody embeds a text twice in one build, and those of a large pool would fill
+        the memory.
 
         Raises:
             StorageError: The disk is full or failed.
@@ -72,12 +75,10 @@ class SavedVectors:
             "sha256": hashlib.sha256(body).hexdigest(),
         }
         files.make_directory(self._directory)
-        path = self._directory / f"block-{self._next:06d}"
-        files.write_bytes(path, [json.dumps(header).encode() + b"\n", body])
+        files.write_bytes(self._directory / f"block-{self._next:06d}", [json.dumps(header).encode() + b"\n", body])
         files.sync_directory(self._directory)
         self._next += 1
-        # What lies on the disk is mapped, so that no build holds all of its vectors in memory for this.
-        self._add(files.read_bytes(path)[-len(body) :], len(texts), vectors.shape[1])
+        self._saved += len(texts)
 
     def _take(self, path: Path) -> None:
         try:
@@ -94,9 +95,6 @@ class SavedVectors:
             return
         if not intact or min(texts, dim) < 0 or len(body) != texts * (_DIGEST_BYTES + 4 * dim):
             return
-        self._add(body, texts, dim)
-
-    def _add(self, body: files.Buffer, texts: int, dim: int) -> None:
         vectors = np.frombuffer(body, np.float32, texts * dim, texts * _DIGEST_BYTES).reshape(texts, dim)
         for place, vector in enumerate(vectors):
             self._vectors[bytes(body[place * _DIGEST_BYTES : (place + 1) * _DIGEST_BYTES])] = vector
