@@ -3,8 +3,8 @@
     python benchmarks/adaptation.py DATA... [--queries 500] [--k 8] [--kind linear] [--index-dir DIR] [--json OUT]
 
 DATA are folders as `benchmarks/quality.py` reads them, with labels or outputs. The map is learned from the pool alone;
-the queries are those of the data set. No language model is called. Metrics as in `benchmarks/quality.py`; label overlap is
-the mean Jaccard index of the labels of a demonstration and the query. The promise is that no metric marked * falls by
+the queries are those of the data set. No language model is called. Metrics as in `benchmarks/quality.py`; label overlap
+is the mean Jaccard index of the labels of a demonstration and the query. The promise is that none marked * falls by
 more than 0.005: P@k where each query has one label, else best overlap, and the overlap of several labels as well.
 """
 
