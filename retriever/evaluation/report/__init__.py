@@ -1,10 +1,10 @@
 """The report on an index: one page that says what a pool is, what spoils it, and how well it answers.
 
-    gathering.py     what the page says: counts, findings, comparisons
-    projection.py    the pool in two dimensions
-    figures.py       what the plots show, as data
-    page.py          the page: a template, its style and its script
-    page.*           these three
+gathering.py     what the page says: counts, findings, comparisons
+projection.py    the pool in two dimensions
+figures.py       what the plots show, as data
+page.py          the page: a template, its style and its script
+page.*           these three
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def histogram(name: str, title: str, values: Sequence[float], *, whole: bool, fi
     width = max((high - low) / _BARS, 1.0 if whole else 0.005)
     if whole:
         width = math.ceil(width)
-    bars = max(1, math.ceil((high - low) / width + 1e-9))
+    bars = math.floor((high - low) / width) + 1 if whole else max(1, math.ceil((high - low) / width - 1e-9))
     counts = np.bincount(np.clip((numbers - low) // width, 0, bars - 1).astype(np.int64), minlength=bars)
     starts = [low + place * width for place in range(bars)]
     form = (lambda v: f"{v:,.0f}") if whole else (lambda v: f"{v:.2f}")
@@ -96,7 +96,7 @@ def classes(report: Report) -> Figure:
     what = report.pool.classes_are
     return Figure(
         "labels",
-        f"Bar chart of examples per {what}. Most: {top[0][0][:80]} with {top[0][1]:,}. The same figures are in the table.",
+        f"Bar chart of examples per {what}. Most: {top[0][0][:80]} with {top[0][1]:,}. The table has the same figures.",
         [
             {
                 "type": "bar",
@@ -132,8 +132,10 @@ def forests(report: Report) -> list[Figure]:
 def _forest(number: int, metric: MetricResult) -> Figure:
     names = [score.recipe for score in metric.scores]
     means = [round(score.mean, 6) for score in metric.scores]
-    ends = [(m, m) if s.interval is None else (s.interval.low, s.interval.high)
-            for m, s in zip(means, metric.scores, strict=True)]
+    ends = [
+        (m, m) if s.interval is None else (s.interval.low, s.interval.high)
+        for m, s in zip(means, metric.scores, strict=True)
+    ]
     texts = [
         f"{shown(name, 60)}: {figure(mean)}, {figure(low)} to {figure(high)}"
         for name, mean, (low, high) in zip(names, means, ends, strict=True)
@@ -150,7 +152,9 @@ def _forest(number: int, metric: MetricResult) -> Figure:
                 "customdata": list(texts),
                 "marker": {
                     "size": 10,
-                    "color": ["--accent" if s.verdict in ("best", "first", "tied") else "--muted" for s in metric.scores],
+                    "color": [
+                        "--accent" if s.verdict in ("best", "first", "tied") else "--muted" for s in metric.scores
+                    ],
                 },
                 "error_x": {
                     "type": "data",
@@ -219,7 +223,12 @@ def cloud(report: Report) -> Figure:
                 "x": [round(one.place[0], 4) for one in of.queries],
                 "y": [round(one.place[1], 4) for one in of.queries],
                 "customdata": queries,
-                "marker": {"size": 8, "color": "--accent", "symbol": "diamond", "line": {"color": "--card", "width": 1}},
+                "marker": {
+                    "size": 8,
+                    "color": "--accent",
+                    "symbol": "diamond",
+                    "line": {"color": "--card", "width": 1},
+                },
             },
         ],
         {
@@ -246,4 +255,4 @@ def figure(value: float) -> str:
     """A figure in three digits after the point; large ones in one."""
     if math.isnan(value):
         return "–"
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:,.1f}"
+    return (f"{value:.3f}" if abs(value) < 100 else f"{value:,.1f}").replace("-", "−")

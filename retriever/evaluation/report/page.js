@@ -18,12 +18,14 @@
   }
 
   function axis(own, style) {
+    const title = own && own.title ? { title: { ...own.title, font: { size: 13 } } } : {};
     return {
       gridcolor: style.getPropertyValue("--line").trim(),
       linecolor: style.getPropertyValue("--line").trim(),
       zerolinecolor: style.getPropertyValue("--line").trim(),
       fixedrange: true,
       ...own,
+      ...title,
     };
   }
 
@@ -88,9 +90,15 @@
     tip.style.top = (above ? Math.max(8, event.pageY - tip.offsetHeight - 14) : event.pageY + 16) + "px";
   }
 
+  // An example that is asked itself lies where its query does, and the query is what is pointed at.
+  function queryAt(figure, x, y) {
+    const queries = figure.data[3];
+    return queries.x.findIndex((one, place) => one === x && queries.y[place] === y);
+  }
+
   function lines(box, query) {
     const [points, , , queries] = box.data;
-    const picks = query === null ? [] : queries.customdata[query].picks;
+    const picks = query < 0 ? [] : queries.customdata[query].picks;
     const x = picks.flatMap((pick) => [queries.x[query], points.x[pick], null]);
     const y = picks.flatMap((pick) => [queries.y[query], points.y[pick], null]);
     Plotly.restyle(box, { x: [x], y: [y] }, [1]);
@@ -100,9 +108,9 @@
     const box = document.getElementById(figure.name);
     let drawn = null;
     box.on("plotly_hover", ({ points: [point], event }) => {
-      fill(point.customdata, figure.data[0].customdata);
+      const query = figure.name === "map" ? queryAt(figure, point.x, point.y) : -1;
+      fill(query < 0 ? point.customdata : figure.data[3].customdata[query], figure.data[0].customdata);
       place(event);
-      const query = figure.name === "map" && point.customdata.picks ? point.pointNumber : null;
       if (figure.name === "map" && query !== drawn) { drawn = query; lines(box, query); }
     });
     box.on("plotly_unhover", () => { tip.hidden = true; });

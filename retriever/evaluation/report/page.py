@@ -21,7 +21,9 @@ from retriever.evaluation.report.text import shown
 from retriever.example import Example, Json
 
 _LISTED_LABELS = 200
-_AT_CHARACTER = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
+_AT_CHARACTER = str.maketrans(
+    {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+)
 
 KINDS = {
     "conflict": "the same input with different labels or outputs",
@@ -75,10 +77,10 @@ def page(report: Report, library: str) -> str:
         kinds=KINDS,
         listed_labels=_LISTED_LABELS,
         nearest=_nearest(report),
-        data=Markup(_inert([one.to_dict() for one in figures])),  # noqa: S704  nothing in it can end the element
-        style=Markup(_part("page.css")),  # noqa: S704
-        library=Markup(library),  # noqa: S704
-        script=Markup(script),  # noqa: S704
+        data=Markup(_inert([one.to_dict() for one in figures])),
+        style=Markup(_part("page.css")),
+        library=Markup(library),
+        script=Markup(script),
         policy="default-src 'none'; "
         f"script-src '{_digest(library)}' '{_digest(script)}'; style-src 'unsafe-inline'; img-src data:; "
         "base-uri 'none'; form-action 'none'",
