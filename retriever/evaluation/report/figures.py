@@ -66,15 +66,17 @@ def histogram(name: str, title: str, values: Sequence[float], *, whole: bool, fi
     bars = math.floor((high - low) / width) + 1 if whole else max(1, math.ceil((high - low) / width - 1e-9))
     counts = np.bincount(np.clip((numbers - low) // width, 0, bars - 1).astype(np.int64), minlength=bars)
     starts = [low + place * width for place in range(bars)]
-    form = (lambda v: f"{v:,.0f}") if whole else (lambda v: f"{v:.2f}")
-    texts = [f"{form(a)} to {form(a + width)}: {n:,}" for a, n in zip(starts, counts.tolist(), strict=True)]
+    texts = [
+        f"{_number(whole, a)} to {_number(whole, a + width)}: {n:,}"
+        for a, n in zip(starts, counts.tolist(), strict=True)
+    ]
     if not fixed and float(numbers.max()) > starts[-1] + width:
-        texts[-1] = f"{form(starts[-1])} and more: {int(counts[-1]):,}"
+        texts[-1] = f"{_number(whole, starts[-1])} and more: {int(counts[-1]):,}"
     median = float(np.median(numbers))
     return Figure(
         name,
-        f"Histogram of {title}: {len(numbers):,} values from {form(low)} to {form(float(numbers.max()))}, "
-        f"median {form(median)}.",
+        f"Histogram of {title}: {len(numbers):,} values from {_number(whole, low)} to {_number(whole, float(numbers.max()))}, "
+        f"median {_number(whole, median)}.",
         [
             {
                 "type": "bar",
@@ -88,6 +90,10 @@ def histogram(name: str, title: str, values: Sequence[float], *, whole: bool, fi
         {"xaxis": {"title": {"text": title}}, "yaxis": {"nticks": 4}, "bargap": 0},
         200,
     )
+
+
+def _number(whole: bool, value: float) -> str:
+    return f"{value:,.0f}" if whole else f"{value:.2f}"
 
 
 def classes(report: Report) -> Figure:

@@ -32,7 +32,8 @@ class Projection:
 
     def of(self, vectors: NDArray[np.float32]) -> Reals:
         """The places of vectors, shape (n, 2)."""
-        return np.einsum("nd,dk->nk", vectors.astype(np.float64) - self.mean, self.axes)
+        places: Reals = np.einsum("nd,dk->nk", vectors.astype(np.float64) - self.mean, self.axes)
+        return places
 
 
 def principal_axes(vectors: NDArray[np.float32]) -> Projection:
