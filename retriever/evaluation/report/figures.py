@@ -75,8 +75,8 @@ def histogram(name: str, title: str, values: Sequence[float], *, whole: bool, fi
     median = float(np.median(numbers))
     return Figure(
         name,
-        f"Histogram of {title}: {len(numbers):,} values from {_number(whole, low)} to {_number(whole, float(numbers.max()))}, "
-        f"median {_number(whole, median)}.",
+        f"Histogram of {title}: {len(numbers):,} values from {_number(whole, low)} to "
+        f"{_number(whole, float(numbers.max()))}, median {_number(whole, median)}.",
         [
             {
                 "type": "bar",

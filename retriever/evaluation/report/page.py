@@ -64,12 +64,12 @@ def page(report: Report, library: str) -> str:
 
     figures = _figures(report)
     script = _part("page.js")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, lstrip_blocks=True)
     environment.filters.update(
         shown=shown, figure=figure, percent=lambda share: f"{share:.1%}", whole=lambda n: f"{n:,}", labels=_labels
     )
     environment.tests["agreeing"] = lambda example, query: bool(example.labels & query.labels)
-    return environment.from_string(_part("page.html")).render(
+    made = environment.from_string(_part("page.html")).render(
         report=report,
         figures={one.name: one for one in figures},
         forests=[one for one in figures if one.name.startswith("forest-")],
@@ -85,6 +85,7 @@ def page(report: Report, library: str) -> str:
         f"script-src '{_digest(library)}' '{_digest(script)}'; style-src 'unsafe-inline'; img-src data:; "
         "base-uri 'none'; form-action 'none'",
     )
+    return made.lstrip()  # without the lines that the macros leave
 
 
 def _figures(report: Report) -> list[Figure]:
