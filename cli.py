@@ -17,6 +17,7 @@ from retriever.display import (
     BadRows,
     emit_csv,
     note,
+    show_adaptation,
     show_audit,
     show_cost,
     show_curation,
@@ -39,6 +40,7 @@ from retriever.options import (
     RECIPE,
     ROW_LIMITS,
     TUNING,
+    AdaptKind,
     Curate,
     EvalForm,
     ExportForm,
@@ -60,7 +62,7 @@ from retriever.options import (
     tune_settings_of,
     with_options,
 )
-from retriever.terminal import columns, inert_json, printable, printable_lines, progress, table
+from retriever.terminal import amount, columns, inert_json, printable, printable_lines, progress, table
 
 if TYPE_CHECKING:
     from retriever import Retriever
@@ -837,6 +839,60 @@ def tune_(
         show_tuning(found)
 
 
+@app.command(no_args_is_help=True)
+@_reported
+@with_options(fields=FIELDS, embedder=EMBEDDER, limits=PROMPT_LIMITS)
+def report(
+    index: Index,
+    page: Annotated[Path, typer.Option("-o", "--out", help="The page to write.", show_default=False)],
+    queries: Annotated[
+        Path | None,
+        typer.Option("--queries", help="File of queries with their true outputs or labels.", show_default=False),
+    ] = None,
+    leave_one_out: Annotated[
+        int, typer.Option("--leave-one-out", help="Without --queries: ask N examples of the pool.")
+    ] = 300,
+    recipe_files: Annotated[
+        list[Path] | None, typer.Option("--recipe", help="Recipe to compare; left out: every mode.", show_default=False)
+    ] = None,
+    k: Annotated[
+        int | None, typer.Option("-k", "--k", help="How many demonstrations (as the recipes say).", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of samples and resamples.")] = 0,
+    no_audit: Annotated[bool, typer.Option("--no-audit", help="Do not look for copies and conflicts.")] = False,
+    format: Annotated[str | None, typer.Option(help="Format of the queries.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop if a query is bad (exit 7).")] = False,
+    json_output: JsonFlag = False,
+    trust: Trust = False,
+    *,
+    fields: Mapping[str, object],
+    embedder: Mapping[str, object],
+    limits: Mapping[str, object],
+) -> None:
+    """Write a page about an index: its pool, its faults, a map, recipes compared, its worst queries.
+
+    \b
+    retriever report tickets.index -o report.html
+    retriever report tickets.index --queries test.jsonl -o report.html
+    """
+    from retriever.evaluation.evaluate import recipes_of
+    from retriever.evaluation.report import ReportSettings, write_report
+    from retriever.formats import read_queries
+
+    bad = BadRows(strict=strict)
+    settings = ReportSettings(leave_one_out=leave_one_out, k=k, seed=seed, audit=not no_audit)
+    named = fields_of(fields)
+    asked = None if queries is None else read_queries(str(queries), fields=named, format=format, on_bad=bad)
+    with _open(index, embedder, trust=trust, limits=limits) as retriever, progress() as shown:
+        compared = recipes_of(retriever, recipe_files or ())
+        size = write_report(retriever, page, asked, recipes=compared, settings=settings, progress=shown)
+    bad.report()
+    if _wants_json(json_output):
+        _emit({"path": str(page), "bytes": size})
+    else:
+        typer.echo(f"{printable(str(page))} written, {amount(size)}")
+
+
 recipes = typer.Typer(name="recipe", help="Show and check recipes.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(recipes)
 
@@ -931,6 +987,39 @@ def recipe_list(json_output: JsonFlag = False) -> None:
         for name, settings in found.items()
     ]
     typer.echo(table(rows))
+
+
+@app.command(no_args_is_help=True)
+@_reported
+def adapt(
+    index: Index,
+    kind: Annotated[AdaptKind, typer.Option(help="The form of the map.")] = "linear",
+    undo: Annotated[bool, typer.Option("--undo", help="Search the embedder's own vectors again.")] = False,
+    json_output: JsonFlag = False,
+) -> None:
+    """Learn from the pool's labels or outputs what is alike, and search by it where that helps.
+
+    \b
+    retriever adapt tickets.index
+    retriever adapt tickets.index --kind low-rank --json
+    retriever adapt tickets.index --undo
+    """
+    with _open(index, {}) as retriever, progress() as shown:
+        if undo:
+            generation = retriever.undo_adaptation()
+            weight = retriever.snapshot.base.weight
+        else:
+            found = retriever.adapt(kind=kind, progress=shown)
+            generation = retriever.generation
+    if undo:
+        if _wants_json(json_output):
+            _emit({"generation": generation, "weight": weight})
+        else:
+            typer.echo(f"{generation} searches the embedder's own vectors; fusion weight {weight}")
+    elif _wants_json(json_output):
+        _emit({"generation": generation, **found.to_dict()})
+    else:
+        show_adaptation(found, generation)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

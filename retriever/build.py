@@ -25,8 +25,10 @@ from indexes.postings import Postings
 from indexes.reference import RankBM25Index
 from indexes.vector_storage import VectorRows
 from indexes.vocabulary import Vocabulary
+from retriever.adaptation.stored import Adaptation
 from retriever.embedders import (
     Embedder,
+    Prompts,
     encode_checked,
     prompts_of,
 )
@@ -45,6 +47,7 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
 
 _ABOUT = ("settings", "embedder", "fusion", "recipe")
+_IF_ADAPTED = "adaptation"
 
 _ENCODE_BLOCK = 512
 
@@ -115,6 +118,7 @@ def publish(
     stored_embedder: StoredEmbedder,
     weight: float | Calibration | None,
     recipe: Mapping[str, Json],
+    adaptation: Adaptation | None = None,
     known: Known,
     progress: Progress,
 ) -> Published:
@@ -129,6 +133,7 @@ def publish(
         stored_embedder: What is stored of the embedder.
         weight: The fusion weight; None calibrates it.
         recipe: How demonstrations are selected where nobody says otherwise; see `Recipe.to_dict`.
+        adaptation: The map that rows and queries go through; None for none.
         known: Where vectors may be had without embedding.
         progress: Told how far the work is.
     """
@@ -138,12 +143,15 @@ def publish(
     postings = Postings.from_documents(analyze(texts.texts[i]) for i in texts.number)
     if len(texts.texts) < len(texts):
         rows = rows.stored(texts.number)
-    segment = Segment.over(rows)
+    searched = rows if adaptation is None else adaptation.moved_rows(rows)
+    segment = Segment.over(searched)
     kind = RankBM25Index if settings.lexical == "rank-bm25" else BM25Index
     # Calibration needs the exact index; whether FAISS proposes the same rows is another question.
     index = HybridIndex(DenseIndex([segment]), kind([postings], settings.scoring()))
-    calibration = _weight(weight, index, pool, texts, embedder, analyze, progress)
+    calibration = _weight(weight, index, pool, texts, embedder, stored_embedder.prompts, adaptation, analyze, progress)
     content = _content(texts, rows, postings)
+    if adaptation is not None:
+        content |= {f"{name}.npy": npy(array) for name, array in adaptation.arrays(searched).items()}
     if settings.token_vectors:
         prefix = stored_embedder.prompts.example
         content |= token_files(
@@ -153,11 +161,11 @@ def publish(
     if settings.ann is not None or settings.recall is not None:
         progress("building the FAISS index", 0, 1)
         plan = BuildPlan(*pool.size(revision.number), rows.dim, settings.vectors, token_bytes=_token_bytes(content))
-        ann, report = choose(rows, factory=settings.ann, target=settings.recall, room=ann_room(plan, settings))
+        ann, report = choose(searched, factory=settings.ann, target=settings.recall, room=ann_room(plan, settings))
         if ann is not None:
             content["ann.faiss"] = [ann.to_bytes()]
     content |= stored_embedder.files
-    about = about_index(settings, stored_embedder, calibration, recipe)
+    about = about_index(settings, stored_embedder, calibration, recipe, adaptation)
     state = {
         "revision": revision.number,
         "chain": revision.chain,
@@ -214,7 +222,11 @@ class Published:
 
 
 def about_index(
-    settings: IndexSettings, embedder: StoredEmbedder, calibration: Calibration, recipe: Mapping[str, Json]
+    settings: IndexSettings,
+    embedder: StoredEmbedder,
+    calibration: Calibration,
+    recipe: Mapping[str, Json],
+    adaptation: Adaptation | None = None,
 ) -> dict[str, object]:
     """What the manifest says of how an index is built: enough to build it again from its pool."""
     return {
@@ -222,12 +234,14 @@ def about_index(
         "embedder": dict(embedder.manifest),
         "fusion": calibration.to_dict(),
         "recipe": dict(recipe),
+        **({} if adaptation is None else {_IF_ADAPTED: dict(adaptation.about)}),
     }
 
 
 def about_of(manifest: Manifest) -> dict[str, object]:
     """The same from a manifest; one from before there were recipes has none, which means the defaults."""
-    return {name: manifest.get(name, {}) for name in _ABOUT}
+    adapted = {_IF_ADAPTED: manifest[_IF_ADAPTED]} if _IF_ADAPTED in manifest else {}
+    return {name: manifest.get(name, {}) for name in _ABOUT} | adapted
 
 
 def _weight(
@@ -236,6 +250,8 @@ def _weight(
     pool: Pool,
     texts: Texts,
     embedder: Callable[[], Embedder],
+    prompts: Prompts,
+    adaptation: Adaptation | None,
     analyze: Analyzer,
     progress: Progress,
 ) -> Calibration:
@@ -244,7 +260,6 @@ def _weight(
         return weight
     if weight is not None:
         return Calibration(weight, "given")
-    prompts = prompts_of(embedder())
 
     def queries(rows: Sequence[int]) -> list[Query]:
         numbers = texts.number[np.asarray(rows, dtype=np.int64)].tolist()
@@ -252,6 +267,7 @@ def _weight(
             vectors = index.dense.vectors(np.asarray(rows, dtype=np.int64))
         else:
             vectors = encode_checked(embedder(), [texts.texts[i] for i in numbers], prefix=prompts.query)
+            vectors = vectors if adaptation is None else adaptation.moved(vectors)
         return [Query(vector, tuple(analyze(texts.texts[i]))) for vector, i in zip(vectors, numbers, strict=True)]
 
     return calibrate(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Mode = Literal["hybrid", "dense", "lexical"]
 Guard = Literal["off", "self", "exact", "normalised", "near"]
 Engine = Literal["onnx", "torch"]
+AdaptKind = Literal["linear", "low-rank", "per-dimension"]
 Curate = Literal["votek", "kcenter", "facility", "dpp", "cluster"]
 OrderBy = Literal["best-last", "best-first", "edges", "random", "complexity", "label-interleaved"]
 Rule = Literal["convex", "rrf"]

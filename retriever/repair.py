@@ -16,6 +16,7 @@ from indexes import generation as generations
 from indexes.current import Current
 from indexes.generation import Generation, Manifest
 from indexes.vector_storage import VectorRows, gives
+from retriever.adaptation.stored import FILE, Adaptation
 from retriever.build import Progress, about_of, publish
 from retriever.embedders import Embedder, EmbedderSource
 from retriever.errors import EmbedderError, Incompatible, IndexCorrupt, IndexMissing
@@ -25,7 +26,7 @@ from retriever.opening import pool_path, read_current
 from retriever.pool import Pool
 from retriever.revisions import Revision
 from retriever.settings import IndexSettings
-from retriever.snapshot import pool_revision, searched_rows
+from retriever.snapshot import embedded_rows, pool_revision
 from retriever.stored_embedder import StoredEmbedder
 from retriever.token_storage import TextTokens, stored_tokens
 from retriever.verification import RESTORE, generation_problems, pool_problems
@@ -173,6 +174,7 @@ class _Remains:
         vectors: Where each is by pool row, in every file of vectors that is intact and from the pool.
         tokens: By pool row, from every generation whose files of tokens are intact.
         embedder_files: What a fitted embedder has learned, if it is intact.
+        adaptation: The map that vectors go through, if the index has one and it is intact.
     """
 
     about: Mapping[str, object]
@@ -180,6 +182,7 @@ class _Remains:
     vectors: Mapping[int, _Place]
     tokens: Mapping[int, TextTokens]
     embedder_files: Mapping[str, Sequence[files.Buffer]]
+    adaptation: Adaptation | None
 
     @classmethod
     def of(cls, root: Path, pool: Pool, current: Current | None) -> _Remains:
@@ -190,6 +193,7 @@ class _Remains:
         vectors = {row: (VectorRows(vector[np.newaxis]), 0) for row, vector in kept.items()}
         tokens: dict[int, TextTokens] = {}
         learned: Mapping[str, Sequence[files.Buffer]] = {}
+        adaptation: Adaptation | None = None
         for name in reversed(generations.generations(root)):
             left = generations.salvage(root, name)
             if left is None or left.manifest["embedder"] != about["embedder"]:
@@ -200,10 +204,14 @@ class _Remains:
                 rows = left.array("rows", np.int64).tolist()
                 stored = stored_tokens(left, len(rows))
                 tokens |= {row: stored.text(place) for place, row in enumerate(rows)}
+            with contextlib.suppress(IndexCorrupt):
+                if adaptation is None and FILE in about and left.manifest.get(FILE) == about[FILE]:
+                    adaptation = Adaptation.from_generation(left)
             if not learned:
                 learned = _learned(StoredEmbedder.from_generation(left))
             revisions.append(pool_revision(left.manifest))
-        return cls(about, max(revisions, key=lambda revision: revision.number), vectors, tokens, learned)
+        newest = max(revisions, key=lambda revision: revision.number)
+        return cls(about, newest, vectors, tokens, learned, adaptation)
 
 
 def _where(left: Generation, about: Mapping[str, object]) -> dict[int, _Place]:
@@ -215,7 +223,7 @@ def _where(left: Generation, about: Mapping[str, object]) -> dict[int, _Place]:
     settings = IndexSettings.from_manifest(left.manifest["settings"])
     if not gives(settings.vectors, IndexSettings.from_manifest(about["settings"]).vectors):
         return {}
-    rows = searched_rows(left, settings)
+    rows = embedded_rows(left, settings)
     return {number: (rows, place) for place, number in enumerate(left.array("rows", np.int64).tolist())}
 
 
@@ -247,16 +255,20 @@ def _rebuild(
     about = StoredEmbedder(dict(found.about["embedder"]), found.embedder_files)  # type: ignore[call-overload]
     fusion = Calibration.from_dict(found.about["fusion"])
     weight: Calibration | None = fusion
+    lost = FILE in found.about and found.adaptation is None
+    if lost:
+        note("the map that the index was adapted by is lost: adapt it again (retriever adapt)")
+        weight = _given(fusion)
     texts = {text for text, _ in rows}
     complete = texts <= known.places.keys() and (not settings.token_vectors or texts <= known.kept.keys())
     embedder: Embedder | None = None
     if about.is_fitted and about.files:
         embedder = about.fitted()
-    elif about.is_fitted or not complete:
+    elif about.is_fitted or not complete or (weight is None and about.prompts.query != about.prompts.example):
         embedder, now = load_for(key, given or about.source, pool, revision, note)
         if now.space != about.space:
             note(f"the embedder is not to the last bit what it was: all {len(texts):,} texts are embedded again")
-            known, weight = _Known({}, {}), fusion if fusion.objective == "given" else None
+            known, weight = _Known({}, {}), fusion if found.adaptation is not None else _given(fusion)
         about = now if now.space != about.space else replace(about, files=now.files)
     published = publish(
         root,
@@ -267,6 +279,7 @@ def _rebuild(
         stored_embedder=about,
         weight=weight,
         recipe=dict(found.about["recipe"]),  # type: ignore[call-overload]
+        adaptation=found.adaptation,
         known=known,
         progress=progress,
     )
@@ -274,8 +287,13 @@ def _rebuild(
     return Repair(published.current.generation, len(texts) - known.saved, known.saved)
 
 
+def _given(fusion: Calibration) -> Calibration | None:
+    """The fusion weight that the user has given; None, so that it is calibrated again, for any other."""
+    return fusion if fusion.objective == "given" else None
+
+
 def _present(embedder: Embedder | None) -> Embedder:
-    assert embedder is not None  # it is loaded whenever a text has no vector
+    assert embedder is not None  # it is loaded whenever a text has no vector, or a query to calibrate by
     return embedder
 
 

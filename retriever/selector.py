@@ -152,6 +152,10 @@ class Selector:
             self._last_filled = recipe, filled
         return filled
 
+    def query_vectors(self, queries: Sequence[Example]) -> NDArray[np.float32]:
+        """The vectors of the queries' key texts, float32, shape (queries, dim)."""
+        return self._embed([self.snapshot.key.text(query) for query in queries])
+
     def _vectors(
         self,
         texts: Sequence[str],
@@ -163,10 +167,12 @@ class Selector:
         lexical = self.snapshot.index.lexical
         wanted = [recipe.retrieve.mode != "lexical" or not lexical.knows(one) for one in terms]
         if known is not None:
-            return np.where(np.array(wanted)[:, np.newaxis], known, np.float32(0))
+            given = self.snapshot.base.moved(known)
+            return np.where(np.array(wanted)[:, np.newaxis], given, np.float32(0))
         vectors = np.zeros((len(texts), self.snapshot.dim), dtype=np.float32)
         if any(wanted):
-            vectors[wanted] = self._embed([text for text, one in zip(texts, wanted, strict=True) if one])
+            asked = self._embed([text for text, one in zip(texts, wanted, strict=True) if one])
+            vectors[wanted] = self.snapshot.base.moved(asked)
         return vectors
 
     def _own_places(self, queries: Sequence[Example], recipe: Recipe) -> list[int | None]:

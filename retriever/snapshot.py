@@ -29,6 +29,7 @@ from indexes.postings import Postings, check_postings
 from indexes.reference import RankBM25Index
 from indexes.vector_storage import TYPES, VectorRows
 from indexes.vocabulary import Vocabulary, check_vocabulary
+from retriever.adaptation.stored import Adaptation, adapted_rows
 from retriever.errors import IndexCorrupt, InvalidInput
 from retriever.evaluation.calibration import Calibration
 from retriever.example import Example, Json
@@ -62,6 +63,8 @@ class Base:
         last_row: The largest row number that the pool had used by then.
         weight: The calibrated fusion weight.
         recipe: The default recipe, as it is stored: it may name a strategy of a package that is not there.
+        embedded: The rows as the embedder gave them.
+        adaptation: The map that made `vectors` of these, and that queries go through; None where both are the same.
     """
 
     generation: Generation
@@ -78,6 +81,8 @@ class Base:
     last_row: int
     weight: float
     recipe: Mapping[str, Json]
+    embedded: VectorRows
+    adaptation: Adaptation | None
 
     @classmethod
     def load(cls, generation: Generation, *, verify: bool = True) -> Base:
@@ -93,7 +98,9 @@ class Base:
         try:
             base = _parse(generation)
             if verify:
-                base.vectors.rows.check("vectors")
+                base.embedded.check("vectors")
+                if base.adaptation is not None:
+                    base.vectors.rows.check("mapped vectors")
                 check_postings(base.postings)
                 check_vocabulary(base.ids, "id")
             _check_rows(base)
@@ -102,12 +109,17 @@ class Base:
             raise IndexCorrupt(generation.path, f"contradicts itself: {error}", fix=fix) from error
         return base
 
+    def moved(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Vectors of the embedder as the dense channel takes them, float32, shape (n, dim)."""
+        return vectors if self.adaptation is None else self.adaptation.moved(vectors)
+
 
 def _check_rows(base: Base) -> None:
     counts = {
         "rows": len(base.rows),
         "vectors": len(base.vectors),
         "vector scales": len(base.vectors) if base.vectors.rows.scales is None else len(base.vectors.rows.scales),
+        "embedded vectors": len(base.embedded),
         "documents": len(base.postings),
         "ids": len(base.ids),
         "rows of ids": len(base.id_rows),
@@ -127,8 +139,8 @@ def pool_revision(manifest: Manifest) -> Revision:
     return Revision(int(pool["revision"]), str(pool["chain"]))
 
 
-def searched_rows(generation: Generation, settings: IndexSettings) -> VectorRows:
-    """The rows that the dense channel searches, in place.
+def embedded_rows(generation: Generation, settings: IndexSettings) -> VectorRows:
+    """The rows as the embedder gave them, in place.
 
     Raises:
         IndexCorrupt: They are missing, or of another type than the settings say.
@@ -143,11 +155,16 @@ def _parse(generation: Generation) -> Base:
     settings = IndexSettings.from_manifest(manifest["settings"])
     ann = generation.buffers.get("ann.faiss")
     rows = generation.array("rows", np.int64)
+    embedded = embedded_rows(generation, settings)
+    adaptation = Adaptation.from_generation(generation)
+    searched = embedded if adaptation is None else adapted_rows(generation, settings.vectors)
+    if adaptation is not None and not len(adaptation.matrix) == searched.dim == embedded.dim:
+        raise InvalidInput(f"a map of {len(adaptation.matrix)} components", expected=f"{embedded.dim}")
     return Base(
         generation,
         settings,
         rows,
-        Segment.over(searched_rows(generation, settings)),
+        Segment.over(searched),
         Postings(
             Vocabulary(generation.array("terms", np.uint8), generation.array("term_offsets", np.int64)),
             generation.array("posting_offsets", np.int64),
@@ -164,6 +181,8 @@ def _parse(generation: Generation) -> Base:
         int(pool["last_row"]),
         Calibration.from_dict(manifest["fusion"]).weight,
         dict(manifest.get("recipe", {})),  # type: ignore[call-overload]
+        embedded,
+        adaptation,
     )
 
 
@@ -176,7 +195,8 @@ class Added:
         id: Its id.
         terms: The terms of its key text.
         text_hash: Of its key text.
-        vector: Of its key text, float32, shape (dim,).
+        vector: Of its key text as the embedder gave it and the index stores it, float32, shape (dim,).
+        searched: What the dense channel makes of it.
     """
 
     row: int
@@ -184,6 +204,7 @@ class Added:
     terms: tuple[str, ...]
     text_hash: int
     vector: NDArray[np.float32]
+    searched: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -259,13 +280,17 @@ class Snapshot:
                 f"does not hold what was written up to revision {until.number}",
                 fix="restore the whole index from one copy, pool.sqlite-wal included",
             )
-        added = [self._added(*one) for one in zip(changes.added, changes.vectors, strict=True)]
+        # Rounded as the generation's own rows are: the answers are those of an index that was built afresh.
+        rounded = VectorRows.of(changes.vectors, self.base.settings.vectors).take(np.arange(len(changes.vectors)))
+        searched = self.base.moved(rounded)
+        added = [self._added(*one) for one in zip(changes.added, rounded, searched, strict=True)]
         grown = replace(self, revision=until, last_row=changes.last_row, tail=self.tail.extended(added))
         return replace(grown, removed={**self.removed, **grown._newly_removed(changes.removed)})
 
-    def _added(self, pool_row: PoolRow, vector: NDArray[np.float32]) -> Added:
+    def _added(self, pool_row: PoolRow, vector: NDArray[np.float32], searched: NDArray[np.float32]) -> Added:
         text = self.key.text(pool_row.example)
-        return Added(pool_row.row, pool_row.example.id, tuple(self.analyze(text)), text_hash(text), vector)
+        terms = tuple(self.analyze(text))
+        return Added(pool_row.row, pool_row.example.id, terms, text_hash(text), vector, searched)
 
     def _newly_removed(self, pool_rows: Sequence[int]) -> dict[int, tuple[str, ...]]:
         here = self.places(pool_rows)
@@ -320,8 +345,7 @@ class Snapshot:
         lexical = kind(segments, self.base.settings.scoring(), self.removed)
         dense = [self.base.vectors]
         if len(self.tail):
-            # Rounded as the generation's own rows are: the answers are those of an index that was built afresh.
-            dense.append(Segment.of(np.stack([one.vector for one in self.tail.added]), self.base.settings.vectors))
+            dense.append(Segment.of(np.stack([one.searched for one in self.tail.added]), self.base.settings.vectors))
         return HybridIndex(DenseIndex(dense, self.base.ann), lexical, self.alive)
 
     def __len__(self) -> int:
@@ -387,6 +411,16 @@ class Snapshot:
             self.pool.path, f"row {row} is missing, or is there and should not be", fix="restore the index from a copy"
         )
 
+    def embedded(self, places: Rows) -> NDArray[np.float32]:
+        """The vectors of rows of the index as the embedder gave them, copied; float32, shape (rows, dim)."""
+        count = len(self.base.rows)
+        vectors = np.empty((len(places), self.dim), dtype=np.float32)
+        early = places < count
+        vectors[early] = self.base.embedded.take(places[early])
+        if not early.all():
+            vectors[~early] = [self.tail.added[place - count].vector for place in places[~early]]
+        return vectors
+
     def known_vectors(self, texts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """The vectors of those key texts that some example of the index has, removed ones included."""
         wanted: dict[int, str] = {text_hash(text): text for text in texts}
@@ -398,5 +432,5 @@ class Snapshot:
             for (number, place), example in zip(first.items(), self.examples(list(first.values())), strict=True)
             if self.key.text(example) == wanted[number]
         ]
-        vectors = self.index.dense.vectors(np.array(same, dtype=np.int64))
+        vectors = self.embedded(np.array(same, dtype=np.int64))
         return {wanted[int(self.text_hashes[place])]: vector for place, vector in zip(same, vectors, strict=True)}

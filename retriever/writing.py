@@ -15,6 +15,7 @@ from indexes import generation as generations
 from indexes.ann_choice import planned_bytes
 from indexes.current import Current, current_path, point
 from indexes.vector_storage import gives
+from retriever.adaptation.stored import FILE, Adaptation
 from retriever.build import Progress, Published, about_of, ann_room, publish
 from retriever.embedders import Embedder, EmbedderSettings, EmbedderSource, load_embedder, prompts_of
 from retriever.errors import BadRows, IndexMissing, InvalidInput, OutOfSpace
@@ -192,6 +193,7 @@ def _build(
     saved = SavedVectors(session.root, about.space)
     if saved:
         tell.note(f"an interrupted build has left the vectors of {len(saved):,} texts: they are used")
+    adapted = _is_adapted(session)
     try:
         published = publish(
             session.root,
@@ -211,9 +213,17 @@ def _build(
         raise
     _finish(session, published, revision)
     files.remove(saved_directory(session.root))
+    if adapted:
+        tell.note("the index was adapted to the examples that it had: adapt it again (retriever adapt)")
     for line in published.notes():
         tell.note(line)
     return embedder
+
+
+def _is_adapted(session: Session) -> bool:
+    if session.current is None:
+        return False
+    return FILE in generations.read_manifest(session.root, session.current.generation, session.current.manifest)
 
 
 def _check_plan(pool: Pool, revision: Revision, embedder: Embedder, settings: BuildSettings, tell: Told) -> None:
@@ -284,7 +294,7 @@ class _Reused:
         here = [text for text in texts if text in self._places]
         if self._indexed is not None and here:
             places = np.array([self._places[text] for text in here], dtype=np.int64)
-            found |= zip(here, self._indexed.index.dense.vectors(places), strict=True)
+            found |= zip(here, self._indexed.embedded(places), strict=True)
         return found
 
     def tokens(self, text: str) -> TextTokens | None:
@@ -352,8 +362,25 @@ def load_for(
     return embedder, StoredEmbedder.of(embedder, named)
 
 
+@dataclass(frozen=True)
+class Searched:
+    """How a new generation is searched, where that changes.
+
+    Attributes:
+        adaptation: The map that rows and queries go through; None for the embedder's own vectors.
+        weight: The fusion weight; None calibrates it.
+    """
+
+    adaptation: Adaptation | None
+    weight: Calibration | None
+
+
 def compact(
-    session: Session, snapshot: Snapshot, embedder: Callable[[], Embedder], recipe: Recipe | None = None
+    session: Session,
+    snapshot: Snapshot,
+    embedder: Callable[[], Embedder],
+    recipe: Recipe | None = None,
+    searched: Searched | None = None,
 ) -> None:
     """Publishes a generation that holds all that the newest snapshot shows.
 
@@ -362,10 +389,13 @@ def compact(
     Args:
         session: The writer.
         snapshot: The newest view.
-        embedder: Gives what embeds tokens; not called otherwise.
+        embedder: Gives what embeds tokens, and queries to calibrate with; not called otherwise.
         recipe: The new default recipe; None leaves it as it is.
+        searched: How it is searched; None leaves that as it is.
     """
     generation = snapshot.base.generation
+    if searched is None:
+        searched = Searched(snapshot.base.adaptation, Calibration.from_dict(generation.manifest["fusion"]))
     generations.collect(session.root, session.current)
     published = publish(
         session.root,
@@ -374,8 +404,9 @@ def compact(
         settings=snapshot.base.settings,
         embedder=embedder,
         stored_embedder=StoredEmbedder.from_generation(generation),
-        weight=Calibration.from_dict(generation.manifest["fusion"]),
+        weight=searched.weight,
         recipe=snapshot.base.recipe if recipe is None else recipe.to_dict(),
+        adaptation=searched.adaptation,
         known=_Reused(snapshot),
         progress=lambda stage, done, total: None,
     )
