@@ -59,7 +59,7 @@ from retriever.options import (
     size,
     with_options,
 )
-from retriever.terminal import columns, inert_json, printable, printable_lines, progress, table
+from retriever.terminal import amount, columns, inert_json, printable, printable_lines, progress, table
 
 if TYPE_CHECKING:
     from retriever import Retriever
@@ -774,6 +774,60 @@ def evaluate_(
         _emit(found.to_dict(times=times))
     else:
         show_evaluation(found, worst=settings.worst, times=times)
+
+
+@app.command(no_args_is_help=True)
+@_reported
+@with_options(fields=FIELDS, embedder=EMBEDDER, limits=PROMPT_LIMITS)
+def report(
+    index: Index,
+    page: Annotated[Path, typer.Option("-o", "--out", help="The page to write.", show_default=False)],
+    queries: Annotated[
+        Path | None,
+        typer.Option("--queries", help="File of queries with their true outputs or labels.", show_default=False),
+    ] = None,
+    leave_one_out: Annotated[
+        int, typer.Option("--leave-one-out", help="Without --queries: ask N examples of the pool.")
+    ] = 300,
+    recipe_files: Annotated[
+        list[Path] | None, typer.Option("--recipe", help="Recipe to compare; left out: every mode.", show_default=False)
+    ] = None,
+    k: Annotated[
+        int | None, typer.Option("-k", "--k", help="How many demonstrations (as the recipes say).", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of samples and resamples.")] = 0,
+    no_audit: Annotated[bool, typer.Option("--no-audit", help="Do not look for copies and conflicts.")] = False,
+    format: Annotated[str | None, typer.Option(help="Format of the queries.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop if a query is bad (exit 7).")] = False,
+    json_output: JsonFlag = False,
+    trust: Trust = False,
+    *,
+    fields: Mapping[str, object],
+    embedder: Mapping[str, object],
+    limits: Mapping[str, object],
+) -> None:
+    """Write a page about an index: its pool, its faults, a map, recipes compared, its worst queries.
+
+    \b
+    retriever report tickets.index -o report.html
+    retriever report tickets.index --queries test.jsonl -o report.html
+    """
+    from retriever.evaluation.evaluate import recipes_of
+    from retriever.evaluation.report import ReportSettings, write_report
+    from retriever.formats import read_queries
+
+    bad = BadRows(strict=strict)
+    settings = ReportSettings(leave_one_out=leave_one_out, k=k, seed=seed, audit=not no_audit)
+    named = fields_of(fields)
+    asked = None if queries is None else read_queries(str(queries), fields=named, format=format, on_bad=bad)
+    with _open(index, embedder, trust=trust, limits=limits) as retriever, progress() as shown:
+        compared = recipes_of(retriever, recipe_files or ())
+        size = write_report(retriever, page, asked, recipes=compared, settings=settings, progress=shown)
+    bad.report()
+    if _wants_json(json_output):
+        _emit({"path": str(page), "bytes": size})
+    else:
+        typer.echo(f"{printable(str(page))} written, {amount(size)}")
 
 
 recipes = typer.Typer(name="recipe", help="Show and check recipes.", no_args_is_help=True, rich_markup_mode=None)

@@ -276,6 +276,14 @@ class Retriever:
         while block := [as_query(query) for query in islice(remaining, MAX_BLOCK)]:
             yield from selector.select(block, settings)
 
+    def query_vectors(self, queries: Iterable[QueryLike]) -> NDArray[np.float32]:
+        """The vectors that stand for queries, float32, shape (queries, dim); comparable with those of the index.
+
+        Args:
+            queries: As for `select`.
+        """
+        return self._live.selector.query_vectors(list(map(as_query, queries)))
+
     def effective_recipe(self, recipe: RecipeLike = None, **options: Unpack[Options]) -> Recipe:
         """The recipe that `select` goes by when it is given the same: the caller's or the index's own.
 

@@ -122,6 +122,10 @@ class Selector:
             self._last_filled = recipe, filled
         return filled
 
+    def query_vectors(self, queries: Sequence[Example]) -> NDArray[np.float32]:
+        """The vectors of the queries' key texts, float32, shape (queries, dim)."""
+        return self._embed([self.snapshot.key.text(query) for query in queries])
+
     def _vectors(
         self,
         texts: Sequence[str],

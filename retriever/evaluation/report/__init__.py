@@ -1,0 +1,73 @@
+"""The report on an index: one page that says what a pool is, what spoils it, and how well it answers.
+
+gathering.py     what the page says: counts, findings, comparisons
+projection.py    the pool in two dimensions
+figures.py       what the plots show, as data
+page.py          the page: a template, its style and its script
+page.*           these three
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from indexes.files import remove, rename, sync_directory, write_bytes
+from retriever.errors import InvalidInput
+from retriever.evaluation.report.gathering import ReportSettings, gather
+from retriever.evaluation.report.page import page, plot_library
+from retriever.recipes import RecipeLike
+from retriever.retriever import QueryLike, Retriever
+
+__all__ = ["ReportSettings", "write_report"]
+
+
+def write_report(
+    retriever: Retriever,
+    path: str | Path,
+    queries: Iterable[QueryLike] | None = None,
+    *,
+    recipes: Mapping[str, RecipeLike] | None = None,
+    settings: ReportSettings | None = None,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> int:
+    """Writes the report on an index: one HTML file that needs nothing else and asks the network for nothing.
+
+    The same index, queries and version give the same bytes. The file appears whole or not at all, in place of one that
+    is there.
+
+    Args:
+        retriever: The index.
+        path: Where to write it.
+        queries: Queries with their true outputs or labels; None for a sample of the pool's own examples, each asked
+            without itself and its near copies.
+        recipes: What is compared, by name; the first is the one whose choices are shown. None for the index's own
+            recipe in every mode.
+        settings: How much is looked at; default `ReportSettings()`.
+        progress: Told the stage, how much of it is done, and how much there is.
+
+    Returns:
+        The size of the file in bytes.
+
+    Raises:
+        InvalidInput: No folder to write in, no query, or a recipe or option that cannot be used.
+        MissingDependency: plotly or Jinja is not installed.
+        StorageError: The operating system refuses.
+    """
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise InvalidInput(f"no folder {target.parent} to write {target.name} in", fix="make it first")
+    if target.is_dir():
+        raise InvalidInput(f"{target} is a folder", expected="the name of a file, such as report.html")
+    library = plot_library()  # a package that is missing is told now, not after the work
+    found = gather(retriever, queries, recipes, settings or ReportSettings(), progress)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        size = write_bytes(partial, [page(found, library).encode()])
+        rename(partial, target)
+    except BaseException:
+        remove(partial)
+        raise
+    sync_directory(target.parent)
+    return size

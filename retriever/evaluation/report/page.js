@@ -1,0 +1,138 @@
+"use strict";
+(function () {
+  const figures = JSON.parse(document.getElementById("figures").textContent);
+  const tip = document.getElementById("tip");
+  const narrow = window.matchMedia("(max-width: 560px)");
+  const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  const touch = window.matchMedia("(pointer: coarse)");
+
+  // Values such as "--accent" are names of the page's style.
+  function coloured(value, style, key) {
+    if (key === "customdata") return value;
+    if (typeof value === "string") return value.startsWith("--") ? style.getPropertyValue(value).trim() : value;
+    if (Array.isArray(value)) return value.map((one) => coloured(one, style));
+    if (value && typeof value === "object") {
+      return Object.fromEntries(Object.entries(value).map(([name, one]) => [name, coloured(one, style, name)]));
+    }
+    return value;
+  }
+
+  function axis(own, style) {
+    const title = own && own.title ? { title: { ...own.title, font: { size: 13 } } } : {};
+    return {
+      gridcolor: style.getPropertyValue("--line").trim(),
+      linecolor: style.getPropertyValue("--line").trim(),
+      zerolinecolor: style.getPropertyValue("--line").trim(),
+      fixedrange: true,
+      ...own,
+      ...title,
+    };
+  }
+
+  function layout(figure, box, style) {
+    const map = figure.name === "map";
+    const free = { fixedrange: touch.matches };
+    return {
+      height: parseFloat(box.style.height),
+      margin: { l: 48, r: 12, t: map ? 40 : 8, b: 48 },
+      paper_bgcolor: "rgba(0,0,0,0)",
+      plot_bgcolor: "rgba(0,0,0,0)",
+      font: { family: getComputedStyle(document.body).fontFamily, size: 13,
+        color: style.getPropertyValue("--soft").trim() },
+      hovermode: "closest",
+      dragmode: map && !touch.matches ? "zoom" : false,
+      showlegend: false,
+      ...coloured(figure.layout, style),
+      xaxis: axis({ ...coloured(figure.layout.xaxis, style), ...(map ? free : {}) }, style),
+      yaxis: axis({ ...coloured(figure.layout.yaxis, style), ...(map ? free : {}) }, style),
+    };
+  }
+
+  function draw() {
+    const style = getComputedStyle(document.documentElement);
+    for (const figure of figures) {
+      const box = document.getElementById(figure.name);
+      const data = coloured(figure.data, style).map((trace) =>
+        trace.hoverinfo ? trace : { ...trace, hoverinfo: "none" });
+      Plotly.react(box, data, layout(figure, box, style), {
+        displayModeBar: false, responsive: true, typesetMath: false, showTips: false });
+    }
+  }
+
+  function line(text, kind) {
+    const made = document.createElement("p");
+    made.textContent = text;
+    if (kind) made.className = kind;
+    tip.append(made);
+  }
+
+  function fill(told, points) {
+    tip.replaceChildren();
+    if (typeof told === "string") return line(told);
+    line(told.input);
+    if (told.output) line("→ " + told.output);
+    if (told.label && told.label !== told.output) line("label: " + told.label, "soft");
+    if (!told.picks) return line(told.id + (told.times ? " · chosen " + told.times + "×" : " · not chosen"), "soft");
+    line("query " + told.id + ", chosen for it:", "soft");
+    told.picks.forEach((pick, rank) => {
+      const one = points[pick];
+      line(rank + 1 + ". " + (one.label || one.output).slice(0, 40) + " · " + one.input.slice(0, 60), "soft");
+    });
+  }
+
+  function place(event) {
+    const room = document.documentElement.clientWidth;
+    tip.hidden = false;
+    tip.style.left = "0px";
+    const left = Math.max(12, Math.min(event.pageX + 14, room - tip.offsetWidth - 12));
+    const above = event.clientY + 20 + tip.offsetHeight > window.innerHeight;
+    tip.style.left = left + "px";
+    tip.style.top = (above ? Math.max(8, event.pageY - tip.offsetHeight - 14) : event.pageY + 16) + "px";
+  }
+
+  // An example that is asked itself lies where its query does, and the query is what is pointed at.
+  function queryAt(figure, x, y) {
+    const queries = figure.data[3];
+    return queries.x.findIndex((one, place) => one === x && queries.y[place] === y);
+  }
+
+  function lines(box, query) {
+    const [points, , , queries] = box.data;
+    const picks = query < 0 ? [] : queries.customdata[query].picks;
+    const x = picks.flatMap((pick) => [queries.x[query], points.x[pick], null]);
+    const y = picks.flatMap((pick) => [queries.y[query], points.y[pick], null]);
+    Plotly.restyle(box, { x: [x], y: [y] }, [1]);
+  }
+
+  function listen(figure) {
+    const box = document.getElementById(figure.name);
+    let drawn = null;
+    box.on("plotly_hover", ({ points: [point], event }) => {
+      const query = figure.name === "map" ? queryAt(figure, point.x, point.y) : -1;
+      fill(query < 0 ? point.customdata : figure.data[3].customdata[query], figure.data[0].customdata);
+      place(event);
+      if (figure.name === "map" && query !== drawn) { drawn = query; lines(box, query); }
+    });
+    box.on("plotly_unhover", () => { tip.hidden = true; });
+  }
+
+  function choose() {
+    const select = document.getElementById("highlight");
+    if (!select) return;
+    const [points] = figures.find((one) => one.name === "map").data;
+    const labels = [...new Set(points.customdata.map((one) => one.label).filter(Boolean))].sort().slice(0, 300);
+    for (const label of labels) select.append(new Option(label, label));
+    if (labels.length < 2) select.parentElement.hidden = true;
+    select.addEventListener("change", () => {
+      const wanted = points.customdata.flatMap((one, place) => (select.value && one.label === select.value ? [place] : []));
+      const at = (axis) => [wanted.map((place) => points[axis][place])];
+      Plotly.restyle(document.getElementById("map"), { x: at("x"), y: at("y") }, [2]);
+    });
+  }
+
+  draw();
+  figures.forEach(listen);
+  choose();
+  dark.addEventListener("change", draw);
+  document.documentElement.dataset.ready = "yes";
+})();
