@@ -17,6 +17,7 @@ from retriever.display import (
     BadRows,
     emit_csv,
     note,
+    show_adaptation,
     show_audit,
     show_cost,
     show_curation,
@@ -37,6 +38,7 @@ from retriever.options import (
     PROMPT_LIMITS,
     RECIPE,
     ROW_LIMITS,
+    AdaptKind,
     Curate,
     EvalForm,
     ExportForm,
@@ -72,7 +74,11 @@ DefaultRecipe = Annotated[
 MaxMemory = Annotated[
     int | None,
     typer.Option(
-        "--max-memory", parser=size, metavar="SIZE", help="Refuse a build that needs more.", show_default=False
+        "--max-memory",
+        parser=size,
+        metavar="SIZE",
+        help="Most memory for a build; more is refused.",
+        show_default=False,
     ),
 ]
 
@@ -195,6 +201,8 @@ def build(
     lexical: Annotated[str, typer.Option(help="bm25, or rank-bm25 for checking.")] = "bm25",
     bm25: Annotated[str, typer.Option(help="lucene, okapi, plus or l.")] = "lucene",
     ann: Annotated[str | None, typer.Option(help="FAISS factory string, e.g. HNSW32.")] = None,
+    recall: Annotated[float | None, typer.Option(help="Choose a FAISS index that finds this share, e.g. 0.98.")] = None,
+    vectors: Annotated[str, typer.Option(help="float32, float16 or int8: how vectors are stored.")] = "float32",
     token_vectors: Annotated[bool, typer.Option("--token-vectors", help="Store a vector for each token.")] = False,
     weight: Annotated[float | None, typer.Option(help="Share of the dense channel; left out: calibrated.")] = None,
     recipe_file: DefaultRecipe = None,
@@ -225,7 +233,9 @@ def build(
             format=format,
             table=table,
             encoding=encoding,
-            settings=IndexSettings(key, analyzer, lexical, bm25, ann=ann, token_vectors=token_vectors),
+            settings=IndexSettings(
+                key, analyzer, lexical, bm25, ann=ann, token_vectors=token_vectors, vectors=vectors, recall=recall
+            ),
             embedder=embedder_of(embedder) or "auto",
             weight=weight,
             strict=strict,
@@ -914,6 +924,39 @@ def recipe_list(json_output: JsonFlag = False) -> None:
         for name, settings in found.items()
     ]
     typer.echo(table(rows))
+
+
+@app.command(no_args_is_help=True)
+@_reported
+def adapt(
+    index: Index,
+    kind: Annotated[AdaptKind, typer.Option(help="The form of the map.")] = "linear",
+    undo: Annotated[bool, typer.Option("--undo", help="Search the embedder's own vectors again.")] = False,
+    json_output: JsonFlag = False,
+) -> None:
+    """Learn from the pool's labels or outputs what is alike, and search by it where that helps.
+
+    \b
+    retriever adapt tickets.index
+    retriever adapt tickets.index --kind low-rank --json
+    retriever adapt tickets.index --undo
+    """
+    with _open(index, {}) as retriever, progress() as shown:
+        if undo:
+            generation = retriever.undo_adaptation()
+            weight = retriever.snapshot.base.weight
+        else:
+            found = retriever.adapt(kind=kind, progress=shown)
+            generation = retriever.generation
+    if undo:
+        if _wants_json(json_output):
+            _emit({"generation": generation, "weight": weight})
+        else:
+            typer.echo(f"{generation} searches the embedder's own vectors; fusion weight {weight}")
+    elif _wants_json(json_output):
+        _emit({"generation": generation, **found.to_dict()})
+    else:
+        show_adaptation(found, generation)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

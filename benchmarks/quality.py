@@ -291,14 +291,14 @@ class Table:
 
     Args:
         names: The names of the data sets.
-        embedder: The name of the embedder as it was asked for.
+        embedders: The names of the embedders as they were asked for.
     """
 
-    def __init__(self, names: Sequence[str], embedder: str) -> None:
+    def __init__(self, names: Sequence[str], *embedders: str) -> None:
         self._formats = (
             f"<{max(map(len, ['data set', *names]))}",
             ">6",
-            f"<{max(len(embedder), len('all-MiniLM-L6-v2'))}",
+            f"<{max(len('static:all-MiniLM-L6-v2'), *map(len, embedders))}",
             ">6",
             "<7",
             "<17",
@@ -323,6 +323,12 @@ class Table:
             means = [f"{row.means[name]:.4f}" for name in RECIPES]
             lines.append(self._line([*about, str(row.queries), *means, f"{row.difference:+.4f}"]))
         return lines
+
+    def cost(self, result: Result, other: Result) -> str:
+        """How far each recipe's own metric lies above that of the same data with another embedder."""
+        (mine, theirs), blank = (result.primary, other.primary), [""] * 2
+        means = [f"{mine.means[name] - theirs.means[name]:+.4f}" for name in RECIPES]
+        return self._line([*blank, "less the other", *blank, mine.metric, str(mine.queries), *means, ""])
 
     def _line(self, cells: Sequence[str]) -> str:
         return "  ".join(f"{cell:{wide}}" for cell, wide in zip(cells, self._formats, strict=True))
@@ -354,7 +360,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--queries", type=_positive, default=500, help="the most queries of each data set")
     parser.add_argument("--k", type=_positive, default=8, help=f"demonstrations; retrieval sets take {RETRIEVAL_K}")
     parser.add_argument("--guard", choices=LEVELS, default="off", help="level of the leak guard")
-    parser.add_argument("--embedder", default="auto", help="auto, latent, or the name of a model")
+    parser.add_argument("--embedder", default="auto", help="auto, static:auto, latent, or the name of a model")
+    parser.add_argument("--against", metavar="EMBEDDER", help="another one: what the first costs in quality is shown")
     parser.add_argument("--json", type=Path, metavar="OUT", help="file that gets the same figures as JSON")
     parser.add_argument("--index-dir", type=Path, metavar="DIR", help="where the indexes stay; default: none stays")
     return parser.parse_args(argv)
@@ -369,7 +376,8 @@ def _positive(text: str) -> int:
 
 def run(options: argparse.Namespace, indexes: Path) -> list[Result]:
     """Measures every data set, printing each as it is done."""
-    table = Table([folder.resolve().name for folder in options.data], options.embedder)
+    embedders = [options.embedder, *([options.against] if options.against else [])]
+    table = Table([folder.resolve().name for folder in options.data], *embedders)
     print(f"k = {options.k} (retrieval sets {RETRIEVAL_K}), first {options.queries} queries, guard {options.guard};")
     print("difference = hybrid − better single channel, * = the data set's own metric\n")
     print(table.header())
@@ -377,9 +385,12 @@ def run(options: argparse.Namespace, indexes: Path) -> list[Result]:
     for folder in options.data:
         data = read_data_set(folder, options.queries)
         index = indexes / f"{data.name}.index"
-        result = measure(data, index, k=options.k, guard=options.guard, embedder=options.embedder)
-        print("\n".join(table.lines(result)), flush=True)
-        results.append(result)
+        found = [measure(data, index, k=options.k, guard=options.guard, embedder=name) for name in reversed(embedders)]
+        for result in reversed(found):
+            print("\n".join(table.lines(result)), flush=True)
+        if options.against:
+            print(table.cost(found[-1], found[0]), flush=True)
+        results.append(found[-1])
     print()
     for result in results:
         for note in result.notes:

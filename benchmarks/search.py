@@ -10,7 +10,7 @@ Of the times the median, the least and the most are shown; ratios are ours to th
               before, of one that was asked 200 others, of one that was asked the same, and all queries at once; on at
               most 20,000 examples beside rank-bm25
     build     postings of tokenized texts beside the index of bm25s
-    dense     exact top-50 beside a product in NumPy and beside FAISS, one query
+    dense     exact top-50 beside a product in NumPy and beside FAISS, one query; then over rows of float16 and int8
     select    hybrid and MMR, k = 8, vector given, on at most 50,000 examples, beside the two bare searches; and on at
               most 20,000 beside LangChain's store in memory
     open      that index, in a process of its own: first, again, and trusted
@@ -172,25 +172,35 @@ def build_rows(size: Size, folder: Path) -> Iterator[Row]:
 
 
 def dense_rows(size: Size, folder: Path) -> Iterator[Row]:
-    """One query at a time against all rows."""
+    """One query at a time against all rows, in each of the types that they may be stored in."""
     embed, k = synthetic.Embedder(size.dim), min(50, size.examples)
     vectors, asked = embed(synthetic.texts(size.examples)), embed(synthetic.texts(size.queries, seed=1))
-    without_terms = BM25Index([Postings.from_documents([()] * size.examples)])
-    index = HybridIndex(DenseIndex([Segment.of(vectors)]), without_terms)
-    calls: dict[str, Callable[[int], Rows]] = {
-        OURS: lambda n: index.rank(index.score([Query(asked[n])])[0], k, Fusion("dense")).rows,
-        NUMPY: lambda n: numpy_top(vectors, asked[n], k),
-    }
+    work = f"exact dense top-{k}, {size.examples:,} × {size.dim}"
+    peers: dict[str, Callable[[int], Rows]] = {NUMPY: lambda n: numpy_top(vectors, asked[n], k)}
+    ours = dense_top(vectors, asked, k, "float32")
     if installed(FAISS):
         import faiss
 
         flat = faiss.IndexFlatIP(size.dim)
         flat.add(vectors)
-        calls[FAISS] = lambda n: flat.search(asked[n : n + 1], k)[1][0]
+        peers[FAISS] = lambda n: flat.search(asked[n : n + 1], k)[1][0]
+    calls = {OURS: ours, **peers}
     same = [len({frozenset(call(n).tolist()) for call in calls.values()}) == 1 for n in range(len(asked))]
     times = alternate(calls, [*range(len(asked))] * size.repeats)
     checks = {f"same rows for {sum(same)} of {len(same)}": all(same)}
-    yield Row(f"exact dense top-{k}, {size.examples:,} × {size.dim}", times, {NUMPY: 1.1}, checks)
+    yield Row(work, times, {NUMPY: 1.1}, checks)
+    for kind in ("float16", "int8"):
+        rounded = dense_top(vectors, asked, k, kind)
+        kept = [len(np.intersect1d(rounded(n)[:10], ours(n)[:10])) / min(10, k) for n in range(len(asked))]
+        times = alternate({OURS: rounded, NUMPY: peers[NUMPY]}, [*range(len(asked))] * size.repeats)
+        yield Row(f"{work}, {kind}", times, {}, {f"top-10 overlap with float32 {np.mean(kept):.3f}": None})
+
+
+def dense_top(vectors: Vectors, asked: Vectors, k: int, kind: str) -> Callable[[int], Rows]:
+    """The rows of the k best by ours, over rows of a type."""
+    without_terms = BM25Index([Postings.from_documents([()] * len(vectors))])
+    index = HybridIndex(DenseIndex([Segment.of(vectors, kind)]), without_terms)
+    return lambda n: index.rank(index.score([Query(asked[n])])[0], k, Fusion("dense")).rows
 
 
 def synthetic_index(size: Size, folder: Path, most: int) -> tuple[Retriever, list[str]]:

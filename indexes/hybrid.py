@@ -14,7 +14,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from indexes.dense import NO_DIRECTION, DenseIndex, error_bound
+from indexes.ann import PROPOSALS
+from indexes.dense import NO_DIRECTION, DenseIndex
 from indexes.errors import InvalidInput
 from indexes.fusion import BM25_INFIMUM, COSINE_INFIMUM, convex, reciprocal_rank, theoretical_min_max
 from indexes.lexical import LexicalIndex
@@ -27,7 +28,6 @@ Places: TypeAlias = NDArray[np.int64]
 
 MODES = ("hybrid", "dense", "lexical")
 RULES = ("convex", "rrf")
-_PROPOSALS = 1000
 _ROUNDING = 4e-15
 """How far float64 arithmetic can take two normalised scores apart that are equal."""
 
@@ -80,7 +80,7 @@ class ChannelScores:
     Attributes:
         query: The query they were asked.
         rows: Ascending row numbers, int64, shape (m,).
-        dense: Inner products within `error_bound` of the exact ones, float32, shape (m,).
+        dense: Inner products within `DenseIndex.bound` of the exact ones, float32, shape (m,).
         lexical: BM25 scores, float64, shape (m,).
         dense_speaks: Whether the query has a direction; if not, `dense` is `NO_DIRECTION` everywhere.
         lexical_speaks: Whether any term of the query is known; if not, `lexical` is 0 everywhere.
@@ -150,7 +150,7 @@ class HybridIndex:
         self.dense = dense
         self.lexical = lexical
         self.alive = alive
-        self._bound = error_bound(dense.dim)
+        self._bound = dense.bound
         self._rows: Rows = np.arange(len(lexical))
         self._rows.setflags(write=False)
 
@@ -200,17 +200,15 @@ class HybridIndex:
         return ChannelScores(query, self._rows, dense, lexical, directed, known)
 
     def _score_proposed(self, query: Query, eligible: Mask | None) -> ChannelScores:
-        """Exact scores of the rows that FAISS or the lexical channel propose."""
+        """What both channels say of the rows that FAISS or the lexical channel propose."""
         allowed = self._rows if eligible is None else np.flatnonzero(eligible)
-        wanted = min(_PROPOSALS, len(allowed))
+        wanted = min(PROPOSALS, len(allowed))
         everything = self._score_all(query, np.empty(len(self), np.float32), self.lexical.scores(query.terms))
         proposed = self.dense.propose(query.vector, wanted, eligible) if everything.dense_speaks else allowed[:0]
-        if everything.dense_speaks and len(proposed) < wanted // 2:
-            proposed = allowed  # a filter that FAISS cannot see through must not leave a prompt short
         if everything.lexical_speaks:
             proposed = np.union1d(proposed, allowed[top(allowed, everything.lexical[allowed], wanted)])
         rows = proposed if len(proposed) else allowed
-        dense = self.dense.exact(rows, query.vector).astype(np.float32)
+        dense = self.dense.scores_of(rows, query.vector)
         return replace(everything, rows=rows, dense=dense, lexical=everything.lexical[rows])
 
     def rank(self, scores: ChannelScores, k: int, fusion: Fusion) -> Hits:

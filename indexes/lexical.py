@@ -128,8 +128,7 @@ _MOST_TERMS = 1 << 16
 _FORMS = {"plus": kernels.PLUS, "l": kernels.L}
 
 
-@dataclass(frozen=True)
-class _Term:
+class _Term(NamedTuple):
     """Where a term is found.
 
     Attributes:
@@ -255,8 +254,9 @@ class BM25Index:
                 if found.containing:
                     for place, number, start, stop in found.spans:
                         wanted[place].append(_Wanted(query, number, start, stop, found.idf, times))
-        work = sum(one.stop - one.start for terms_of in wanted for one in terms_of)
-        compiled = kernels.after(work)
+        compiled = kernels.current()
+        if compiled is None:
+            compiled = kernels.after(sum(one.stop - one.start for terms_of in wanted for one in terms_of))
         for part, terms_of in zip(self._parts, wanted, strict=True):
             if terms_of:
                 self._add(part, terms_of, scores, compiled)

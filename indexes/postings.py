@@ -103,7 +103,7 @@ class Postings:
         """From the terms of each document, in row order.
 
         Documents are taken in blocks, each of which becomes a sorted run; then the runs are put one behind the other,
-        term by term. Holds no Python object per posting, and about 13 bytes of each at most.
+        term by term. Holds no Python object per posting, and about 15 bytes of each at most.
         """
         numbers: defaultdict[str, int] = defaultdict()
         numbers.default_factory = numbers.__len__

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,24 +13,29 @@ from numpy.typing import NDArray
 
 from indexes import generation as generations
 from indexes.analyzers import Analyzer, analyzer
+from indexes.ann_choice import AnnReport, choose
 from indexes.arrays import npy
 from indexes.current import Current
-from indexes.dense import AnnIndex, DenseIndex, Segment
+from indexes.dense import DenseIndex, Segment
 from indexes.files import Buffer
 from indexes.generation import Manifest
 from indexes.hybrid import HybridIndex, Query
 from indexes.lexical import BM25Index
 from indexes.postings import Postings
 from indexes.reference import RankBM25Index
+from indexes.vector_storage import VectorRows
 from indexes.vocabulary import Vocabulary
+from retriever.adaptation.stored import Adaptation
 from retriever.embedders import (
     Embedder,
+    Prompts,
     encode_checked,
     prompts_of,
 )
 from retriever.evaluation.calibration import Calibration, calibrate
 from retriever.example import Json
 from retriever.keys import Key
+from retriever.plan import BuildPlan
 from retriever.pool import Pool
 from retriever.revisions import Revision
 from retriever.settings import IndexSettings
@@ -42,6 +47,7 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
 
 _ABOUT = ("settings", "embedder", "fusion", "recipe")
+_IF_ADAPTED = "adaptation"
 
 _ENCODE_BLOCK = 512
 
@@ -49,8 +55,8 @@ _ENCODE_BLOCK = 512
 class Known(Protocol):
     """Where vectors of texts may be had without embedding them, and kept."""
 
-    def get(self, text: str) -> NDArray[np.float32] | None:
-        """The vector of a text, shape (dim,); None when it has to be embedded."""
+    def vectors(self, texts: Sequence[str]) -> Mapping[str, NDArray[np.float32]]:
+        """The vectors of those texts that need not be embedded, each of shape (dim,)."""
 
     def save(self, texts: Sequence[str], vectors: NDArray[np.float32]) -> None:
         """Told of what was embedded; durable when it returns."""
@@ -60,35 +66,46 @@ class Known(Protocol):
 
 
 def embed(
-    embedder: Callable[[], Embedder], texts: Sequence[str], dim: int, *, known: Known, progress: Progress
-) -> NDArray[np.float32]:
+    embedder: Callable[[], Embedder],
+    texts: Sequence[str],
+    dim: int,
+    kind: str = "float32",
+    *,
+    known: Known,
+    progress: Progress,
+) -> VectorRows:
     """The vectors of distinct texts; those that are known already are not embedded again.
 
     Texts are taken by length, so that a block holds texts of about equal cost. Where a block ends depends on the texts
     alone and not on what is known, so that a build which goes on after an interruption asks the embedder for the same
     blocks.
 
+    Args:
+        embedder: Gives what embeds; not called when every text is known.
+        texts: Distinct key texts.
+        dim: Components of a vector.
+        kind: The type that vectors are stored in; no more than a block is in memory as float32.
+        known: Where vectors may be had without embedding, and are kept.
+        progress: Told how far the work is.
+
     Returns:
-        float32, shape (texts, dim).
+        A row for each text.
     """
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    vectors = np.empty((len(texts), dim), dtype=np.float32)
+    order = np.argsort(np.fromiter(map(len, texts), np.int64, len(texts)), kind="stable")
+    rows = VectorRows.empty(len(texts), dim, kind)
     for start in range(0, len(order), _ENCODE_BLOCK):
-        block = order[start : start + _ENCODE_BLOCK]
-        new = []
-        for i in block:
-            vector = known.get(texts[i])
-            if vector is None:
-                new.append(i)
-            else:
-                vectors[i] = vector
+        block = {texts[i]: i for i in order[start : start + _ENCODE_BLOCK].tolist()}
+        found = known.vectors(list(block))
+        new = [text for text in block if text not in found]
+        if found:
+            rows.put([block[text] for text in found], np.stack(list(found.values())))
         if new:
             progress("embedding", start, len(order))
-            asked = [texts[i] for i in new]
-            vectors[new] = encode_checked(embedder(), asked, prefix=prompts_of(embedder()).example)
-            known.save(asked, vectors[new])
+            vectors = encode_checked(embedder(), new, prefix=prompts_of(embedder()).example)
+            known.save(new, vectors)
+            rows.put([block[text] for text in new], vectors)
             progress("embedding", start + len(block), len(order))
-    return vectors
+    return rows
 
 
 def publish(
@@ -101,6 +118,7 @@ def publish(
     stored_embedder: StoredEmbedder,
     weight: float | Calibration | None,
     recipe: Mapping[str, Json],
+    adaptation: Adaptation | None = None,
     known: Known,
     progress: Progress,
 ) -> Published:
@@ -115,29 +133,39 @@ def publish(
         stored_embedder: What is stored of the embedder.
         weight: The fusion weight; None calibrates it.
         recipe: How demonstrations are selected where nobody says otherwise; see `Recipe.to_dict`.
+        adaptation: The map that rows and queries go through; None for none.
         known: Where vectors may be had without embedding.
         progress: Told how far the work is.
     """
     texts = Texts.of(pool, revision, Key(settings.key))
-    vectors = embed(embedder, texts.texts, stored_embedder.dim, known=known, progress=progress)
+    rows = embed(embedder, texts.texts, stored_embedder.dim, settings.vectors, known=known, progress=progress)
     analyze = analyzer(settings.analyzer)
     postings = Postings.from_documents(analyze(texts.texts[i]) for i in texts.number)
-    segment = Segment.of(vectors[texts.number])
+    if len(texts.texts) < len(texts):
+        rows = rows.stored(texts.number)
+    searched = rows if adaptation is None else adaptation.moved_rows(rows)
+    segment = Segment.over(searched)
     kind = RankBM25Index if settings.lexical == "rank-bm25" else BM25Index
     # Calibration needs the exact index; whether FAISS proposes the same rows is another question.
     index = HybridIndex(DenseIndex([segment]), kind([postings], settings.scoring()))
-    calibration = _weight(weight, index, pool, texts, embedder, analyze, progress)
-    content = _content(texts, segment, postings)
-    if settings.ann is not None:
-        progress("building the FAISS index", 0, 1)
-        content["ann.faiss"] = [AnnIndex.build(settings.ann, segment.vectors).to_bytes()]
+    calibration = _weight(weight, index, pool, texts, embedder, stored_embedder.prompts, adaptation, analyze, progress)
+    content = _content(texts, rows, postings)
+    if adaptation is not None:
+        content |= {f"{name}.npy": npy(array) for name, array in adaptation.arrays(searched).items()}
     if settings.token_vectors:
         prefix = stored_embedder.prompts.example
         content |= token_files(
             embedder, texts.texts, texts.number, prefix=prefix, known=known.tokens, progress=progress
         )
+    report = None
+    if settings.ann is not None or settings.recall is not None:
+        progress("building the FAISS index", 0, 1)
+        plan = BuildPlan(*pool.size(revision.number), rows.dim, settings.vectors, token_bytes=_token_bytes(content))
+        ann, report = choose(searched, factory=settings.ann, target=settings.recall, room=ann_room(plan, settings))
+        if ann is not None:
+            content["ann.faiss"] = [ann.to_bytes()]
     content |= stored_embedder.files
-    about = about_index(settings, stored_embedder, calibration, recipe)
+    about = about_index(settings, stored_embedder, calibration, recipe, adaptation)
     state = {
         "revision": revision.number,
         "chain": revision.chain,
@@ -148,11 +176,25 @@ def publish(
     current = generations.publish(
         root,
         content,
-        {"created_by": f"demonstration-retriever {version('demonstration-retriever')}", "pool": state, **about},
+        {
+            "created_by": f"demonstration-retriever {version('demonstration-retriever')}",
+            "pool": state,
+            **({} if report is None else {"ann": report.to_dict()}),
+            **about,
+        },
         revision=revision.number,
         chain=revision.chain,
     )
-    return Published(current, about, calibration)
+    return Published(current, about, calibration, report)
+
+
+def ann_room(plan: BuildPlan, settings: IndexSettings) -> int | None:
+    """The most bytes that a FAISS index may take; None for any."""
+    return None if settings.max_memory is None else plan.ann_room(settings.max_memory)
+
+
+def _token_bytes(content: Mapping[str, Sequence[Buffer]]) -> int:
+    return sum(len(chunk) for name in content if name.startswith("token_") for chunk in content[name])
 
 
 @dataclass(frozen=True)
@@ -163,15 +205,28 @@ class Published:
         current: What CURRENT says now.
         about: See `about_index`.
         calibration: The fusion weight, and where it comes from.
+        ann: How dense search finds its rows; None where it is exact and nothing else was asked for.
     """
 
     current: Current
     about: dict[str, object]
     calibration: Calibration
+    ann: AnnReport | None = None
+
+    def notes(self) -> Iterator[str]:
+        """What a reader should know of it."""
+        if self.ann is not None and (line := self.ann.note()):
+            yield line
+        if self.calibration.objective == "none":
+            yield "the pool has neither labels nor outputs to calibrate the fusion weight by: it is 0.5"
 
 
 def about_index(
-    settings: IndexSettings, embedder: StoredEmbedder, calibration: Calibration, recipe: Mapping[str, Json]
+    settings: IndexSettings,
+    embedder: StoredEmbedder,
+    calibration: Calibration,
+    recipe: Mapping[str, Json],
+    adaptation: Adaptation | None = None,
 ) -> dict[str, object]:
     """What the manifest says of how an index is built: enough to build it again from its pool."""
     return {
@@ -179,12 +234,14 @@ def about_index(
         "embedder": dict(embedder.manifest),
         "fusion": calibration.to_dict(),
         "recipe": dict(recipe),
+        **({} if adaptation is None else {_IF_ADAPTED: dict(adaptation.about)}),
     }
 
 
 def about_of(manifest: Manifest) -> dict[str, object]:
     """The same from a manifest; one from before there were recipes has none, which means the defaults."""
-    return {name: manifest.get(name, {}) for name in _ABOUT}
+    adapted = {_IF_ADAPTED: manifest[_IF_ADAPTED]} if _IF_ADAPTED in manifest else {}
+    return {name: manifest.get(name, {}) for name in _ABOUT} | adapted
 
 
 def _weight(
@@ -193,6 +250,8 @@ def _weight(
     pool: Pool,
     texts: Texts,
     embedder: Callable[[], Embedder],
+    prompts: Prompts,
+    adaptation: Adaptation | None,
     analyze: Analyzer,
     progress: Progress,
 ) -> Calibration:
@@ -201,7 +260,6 @@ def _weight(
         return weight
     if weight is not None:
         return Calibration(weight, "given")
-    prompts = prompts_of(embedder())
 
     def queries(rows: Sequence[int]) -> list[Query]:
         numbers = texts.number[np.asarray(rows, dtype=np.int64)].tolist()
@@ -209,6 +267,7 @@ def _weight(
             vectors = index.dense.vectors(np.asarray(rows, dtype=np.int64))
         else:
             vectors = encode_checked(embedder(), [texts.texts[i] for i in numbers], prefix=prompts.query)
+            vectors = vectors if adaptation is None else adaptation.moved(vectors)
         return [Query(vector, tuple(analyze(texts.texts[i]))) for vector, i in zip(vectors, numbers, strict=True)]
 
     return calibrate(
@@ -220,7 +279,7 @@ def _weight(
     )
 
 
-def _content(texts: Texts, segment: Segment, postings: Postings) -> dict[str, Sequence[Buffer]]:
+def _content(texts: Texts, rows: VectorRows, postings: Postings) -> dict[str, Sequence[Buffer]]:
     order = sorted(range(len(texts)), key=texts.ids.encoded)
     ids = Vocabulary.from_terms(texts.ids[row] for row in order)
     arrays: dict[str, NDArray[np.generic]] = {
@@ -229,7 +288,8 @@ def _content(texts: Texts, segment: Segment, postings: Postings) -> dict[str, Se
         "id_offsets": ids.offsets,
         "id_rows": np.array(order, dtype=np.int64),
         "text_hashes": texts.hashes,
-        "vectors": segment.vectors,
+        "vectors": rows.values,
+        **({} if rows.scales is None else {"vector_scales": rows.scales}),
         "terms": postings.vocabulary.blob,
         "term_offsets": postings.vocabulary.offsets,
         "posting_offsets": postings.offsets,

@@ -13,6 +13,7 @@ from retriever.terminal import amount, printable, say, table
 
 if TYPE_CHECKING:
     from retriever import BadRow, Demonstration, Example, Prompt, Selection
+    from retriever.adaptation.adapt import Adapted
     from retriever.curation.audit import Audit
     from retriever.curation.curate import Curation
     from retriever.evaluation.asking import Cost
@@ -61,7 +62,8 @@ def show_plan(plan: BuildPlan) -> None:
     """What a build will need, on standard error."""
     memory, disk = amount(plan.memory_bytes), amount(plan.disk_bytes)
     tokens = f", of which {amount(plan.token_bytes)} are token vectors" if plan.token_bytes else ""
-    say(f"{plan.examples:,} examples: about {memory} of memory beside the model, {disk} on the disk{tokens}")
+    ann = f", {amount(plan.ann_bytes)} the FAISS index" if plan.ann_bytes else ""
+    say(f"{plan.examples:,} examples: about {memory} of memory beside the model, {disk} on the disk{tokens}{ann}")
 
 
 def show_prompt(prompt: Prompt, selection: Selection, *, explain: bool) -> None:
@@ -143,6 +145,22 @@ def show_curation(found: Curation) -> None:
         typer.echo(table(rows))
     for line in found.notes:
         note(line)
+
+
+def show_adaptation(found: Adapted, generation: str) -> None:
+    """What an adaptation changes on held-out examples, and whether it was kept."""
+    rows = [
+        {
+            "held-out examples": one.metric,
+            "before": f"{one.before:.4f}",
+            "after": f"{one.after:.4f}",
+            "change": f"{one.gain:+.4f} ± {one.error:.4f}",
+        }
+        for one in found.compared
+    ]
+    if rows:
+        typer.echo(table(rows))
+    typer.echo(f"{generation} is adapted: {found.reason}" if found.kept else f"nothing changed: {found.reason}")
 
 
 def show_audit(found: Audit) -> None:

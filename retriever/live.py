@@ -126,9 +126,16 @@ class LiveIndex:
                 # The change itself is done and durable; an embedder may be needed for its tokens and not be there.
                 self._note(f"the changes could not be folded into a new generation; the next one tries again: {error}")
 
-    def compact(self, session: writing.Session, recipe: Recipe | None = None) -> None:
-        """Publishes a generation that holds all that the view shows, perhaps with another default recipe."""
-        writing.compact(session, self.snapshot, lambda: self._encoder.embedder, recipe)
+    @property
+    def encoder(self) -> QueryEncoder:
+        """What embeds queries and new examples."""
+        return self._encoder
+
+    def compact(
+        self, session: writing.Session, recipe: Recipe | None = None, searched: writing.Searched | None = None
+    ) -> None:
+        """Publishes a generation that holds all that the view shows; see `writing.compact`."""
+        writing.compact(session, self.snapshot, lambda: self._encoder.embedder, recipe, searched)
         self._move_to(self._open())
 
     def _open(self) -> Snapshot:

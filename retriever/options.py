@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Mode = Literal["hybrid", "dense", "lexical"]
 Guard = Literal["off", "self", "exact", "normalised", "near"]
 Engine = Literal["onnx", "torch"]
+AdaptKind = Literal["linear", "low-rank", "per-dimension"]
 Curate = Literal["votek", "kcenter", "facility", "dpp", "cluster"]
 OrderBy = Literal["best-last", "best-first", "edges", "random", "complexity", "label-interleaved"]
 Rule = Literal["convex", "rrf"]
@@ -90,7 +91,9 @@ PROMPT: Mapping[str, object] = {
     "zero_shot": _option(bool, "--zero-shot", help="Trigger line without demonstrations.", panel=_PROMPT),
 }
 EMBEDDER: Mapping[str, object] = {
-    "embedder": _option(str | None, "--embedder", help="auto, latent, openai:MODEL, name or folder.", panel=_MODEL),
+    "embedder": _option(
+        str | None, "--embedder", help="auto, static:auto, latent, openai:MODEL, name, folder.", panel=_MODEL
+    ),
     "embedder_url": _option(str | None, "--embedder-url", help="Where an openai: embedder is.", panel=_MODEL),
     "query_prompt": _option(str | None, "--query-prompt", help="Put before queries.", panel=_MODEL),
     "example_prompt": _option(str | None, "--example-prompt", help="Put before examples.", panel=_MODEL),

@@ -16,13 +16,14 @@ from retriever.embedders import (
     EmbedderSource,
     encode_checked,
     fingerprint,
+    fitted_name,
     load_embedder,
     prompts_of,
     same_space,
 )
 from retriever.embedders.base import encode_tokens, token_embedder
 from retriever.errors import Incompatible, InvalidInput
-from retriever.stored_embedder import LATENT, StoredEmbedder
+from retriever.stored_embedder import StoredEmbedder
 from retriever.token_storage import TextTokens, token_ids, tokens_of
 
 
@@ -103,10 +104,11 @@ class QueryEncoder:
     def _load(self) -> Embedder:
         if isinstance(self._given, EmbedderSettings) and self._given.name == "auto":
             return self._stored_one(self._given)
-        if self._asks_for_latent():
-            if not self.stored.is_latent:
-                raise Incompatible(f"embedder {LATENT}", expected=f"{self.stored.name}, which built the index")
-            return self.stored.latent()
+        asked = self._fitted_name_asked_for()
+        if asked is not None:
+            if asked != self.stored.name:
+                raise Incompatible(f"embedder {asked}", expected=f"{self.stored.name}, which built the index")
+            return self.stored.fitted()
         return load_embedder(self.stored.source if self._given is None else self._given, note=self._note)
 
     def _stored_one(self, asked: EmbedderSettings) -> Embedder:
@@ -114,18 +116,20 @@ class QueryEncoder:
         other = {
             f.name: value for f in fields(asked) if f.name != "name" and (value := getattr(asked, f.name)) is not None
         }
-        if not self.stored.is_latent:
+        if not self.stored.is_fitted:
             return load_embedder(replace(self.stored.source, **other), note=self._note)
         if other:
-            raise InvalidInput(f"embedder {LATENT} does not use {', '.join(sorted(other))}", fix="leave it out")
-        return self.stored.latent()
+            raise InvalidInput(
+                f"embedder {self.stored.name} does not use {', '.join(sorted(other))}", fix="leave it out"
+            )
+        return self.stored.fitted()
 
-    def _asks_for_latent(self) -> bool:
-        """Whether the embedder is the one that was fitted on the pool, which only the index holds."""
+    def _fitted_name_asked_for(self) -> str | None:
+        """The name of the embedder if it is one that was fitted on a pool, which only the index holds."""
         if self._given is None:
-            return self.stored.is_latent
+            return fitted_name(self.stored.name)
         name = self._given.name if isinstance(self._given, EmbedderSettings) else self._given
-        return isinstance(name, str) and name in ("latent", LATENT)
+        return fitted_name(name) if isinstance(name, str) else None
 
     def _check(self, embedder: Embedder) -> None:
         mark = fingerprint(embedder)

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,9 @@ from numpy.typing import NDArray
 from indexes import files
 from indexes import generation as generations
 from indexes.current import Current
-from indexes.generation import Manifest
+from indexes.generation import Generation, Manifest
+from indexes.vector_storage import VectorRows, gives
+from retriever.adaptation.stored import FILE, Adaptation
 from retriever.build import Progress, about_of, publish
 from retriever.embedders import Embedder, EmbedderSource
 from retriever.errors import EmbedderError, Incompatible, IndexCorrupt, IndexMissing
@@ -23,11 +26,14 @@ from retriever.opening import pool_path, read_current
 from retriever.pool import Pool
 from retriever.revisions import Revision
 from retriever.settings import IndexSettings
-from retriever.snapshot import pool_revision
+from retriever.snapshot import embedded_rows, pool_revision
 from retriever.stored_embedder import StoredEmbedder
 from retriever.token_storage import TextTokens, stored_tokens
 from retriever.verification import RESTORE, generation_problems, pool_problems
 from retriever.writing import LOCK, load_for
+
+_Place: TypeAlias = tuple[VectorRows, int]
+"""A row of some rows."""
 
 
 @dataclass(frozen=True)
@@ -165,47 +171,67 @@ class _Remains:
     Attributes:
         about: Settings, embedder, fusion and recipe.
         newest: The newest revision that the pool or an intact manifest tells of.
-        vectors: By pool row, from every file of vectors that is intact and from the pool.
+        vectors: Where each is by pool row, in every file of vectors that is intact and from the pool.
         tokens: By pool row, from every generation whose files of tokens are intact.
         embedder_files: What a fitted embedder has learned, if it is intact.
+        adaptation: The map that vectors go through, if the index has one and it is intact.
     """
 
     about: Mapping[str, object]
     newest: Revision
-    vectors: Mapping[int, NDArray[np.float32]]
+    vectors: Mapping[int, _Place]
     tokens: Mapping[int, TextTokens]
     embedder_files: Mapping[str, Sequence[files.Buffer]]
+    adaptation: Adaptation | None
 
     @classmethod
     def of(cls, root: Path, pool: Pool, current: Current | None) -> _Remains:
         about = _about(root, pool, current)
         embedder = StoredEmbedder(dict(about["embedder"]), {})  # type: ignore[call-overload]
         revisions = [pool.head() or Revision()]
-        vectors = pool.vectors(embedder.dim)
+        kept = pool.vectors(embedder.dim)
+        vectors = {row: (VectorRows(vector[np.newaxis]), 0) for row, vector in kept.items()}
         tokens: dict[int, TextTokens] = {}
         learned: Mapping[str, Sequence[files.Buffer]] = {}
+        adaptation: Adaptation | None = None
         for name in reversed(generations.generations(root)):
             left = generations.salvage(root, name)
             if left is None or left.manifest["embedder"] != about["embedder"]:
                 continue
             with contextlib.suppress(IndexCorrupt):
-                pairs = zip(left.array("rows", np.int64).tolist(), left.array("vectors", np.float32), strict=True)
-                vectors |= dict(pairs)  # these have a hash of their own
+                vectors |= _where(left, about)  # these have a hash of their own
             with contextlib.suppress(IndexCorrupt):
                 rows = left.array("rows", np.int64).tolist()
                 stored = stored_tokens(left, len(rows))
                 tokens |= {row: stored.text(place) for place, row in enumerate(rows)}
+            with contextlib.suppress(IndexCorrupt):
+                if adaptation is None and FILE in about and left.manifest.get(FILE) == about[FILE]:
+                    adaptation = Adaptation.from_generation(left)
             if not learned:
                 learned = _learned(StoredEmbedder.from_generation(left))
             revisions.append(pool_revision(left.manifest))
-        return cls(about, max(revisions, key=lambda revision: revision.number), vectors, tokens, learned)
+        newest = max(revisions, key=lambda revision: revision.number)
+        return cls(about, newest, vectors, tokens, learned, adaptation)
+
+
+def _where(left: Generation, about: Mapping[str, object]) -> dict[int, _Place]:
+    """Where the vector of each pool row is in a generation, where it gives what the index's own settings ask for.
+
+    Raises:
+        IndexCorrupt: A file is not intact.
+    """
+    settings = IndexSettings.from_manifest(left.manifest["settings"])
+    if not gives(settings.vectors, IndexSettings.from_manifest(about["settings"]).vectors):
+        return {}
+    rows = embedded_rows(left, settings)
+    return {number: (rows, place) for place, number in enumerate(left.array("rows", np.int64).tolist())}
 
 
 def _learned(stored: StoredEmbedder) -> Mapping[str, Sequence[files.Buffer]]:
     """What a fitted embedder has learned, if all of it is there."""
-    if stored.is_latent:
+    if stored.is_fitted:
         with contextlib.suppress(EmbedderError):
-            stored.latent()
+            stored.fitted()
             return stored.files
     return {}
 
@@ -229,16 +255,20 @@ def _rebuild(
     about = StoredEmbedder(dict(found.about["embedder"]), found.embedder_files)  # type: ignore[call-overload]
     fusion = Calibration.from_dict(found.about["fusion"])
     weight: Calibration | None = fusion
+    lost = FILE in found.about and found.adaptation is None
+    if lost:
+        note("the map that the index was adapted by is lost: adapt it again (retriever adapt)")
+        weight = _given(fusion)
     texts = {text for text, _ in rows}
-    complete = texts <= known.vectors.keys() and (not settings.token_vectors or texts <= known.kept.keys())
+    complete = texts <= known.places.keys() and (not settings.token_vectors or texts <= known.kept.keys())
     embedder: Embedder | None = None
-    if about.is_latent and about.files:
-        embedder = about.latent()
-    elif about.is_latent or not complete:
+    if about.is_fitted and about.files:
+        embedder = about.fitted()
+    elif about.is_fitted or not complete or (weight is None and about.prompts.query != about.prompts.example):
         embedder, now = load_for(key, given or about.source, pool, revision, note)
         if now.space != about.space:
             note(f"the embedder is not to the last bit what it was: all {len(texts):,} texts are embedded again")
-            known, weight = _Known({}, {}), fusion if fusion.objective == "given" else None
+            known, weight = _Known({}, {}), fusion if found.adaptation is not None else _given(fusion)
         about = now if now.space != about.space else replace(about, files=now.files)
     published = publish(
         root,
@@ -249,6 +279,7 @@ def _rebuild(
         stored_embedder=about,
         weight=weight,
         recipe=dict(found.about["recipe"]),  # type: ignore[call-overload]
+        adaptation=found.adaptation,
         known=known,
         progress=progress,
     )
@@ -256,21 +287,27 @@ def _rebuild(
     return Repair(published.current.generation, len(texts) - known.saved, known.saved)
 
 
+def _given(fusion: Calibration) -> Calibration | None:
+    """The fusion weight that the user has given; None, so that it is calibrated again, for any other."""
+    return fusion if fusion.objective == "given" else None
+
+
 def _present(embedder: Embedder | None) -> Embedder:
-    assert embedder is not None  # it is loaded whenever a text has no vector
+    assert embedder is not None  # it is loaded whenever a text has no vector, or a query to calibrate by
     return embedder
 
 
 class _Known:
-    """Vectors and tokens by text; counts the vectors that are embedded beside them."""
+    """Where vectors are, and tokens, by text; counts the vectors that are embedded beside them."""
 
-    def __init__(self, vectors: dict[str, NDArray[np.float32]], tokens: dict[str, TextTokens]) -> None:
-        self.vectors = vectors
+    def __init__(self, places: dict[str, _Place], tokens: dict[str, TextTokens]) -> None:
+        self.places = places
         self.kept = tokens
         self.saved = 0
 
-    def get(self, text: str) -> NDArray[np.float32] | None:
-        return self.vectors.get(text)
+    def vectors(self, texts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        found = [(text, self.places[text]) for text in texts if text in self.places]
+        return {text: rows.take(np.array([place]))[0] for text, (rows, place) in found}
 
     def save(self, texts: Sequence[str], vectors: NDArray[np.float32]) -> None:
         self.saved += len(texts)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeAlias, Unpack, cast
+from typing import TYPE_CHECKING, Self, TypeAlias, Unpack, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from retriever.build import Progress
 from retriever.embedders import EmbedderSource
 from retriever.embedders.base import unit_rows
 from retriever.errors import InvalidInput
+from retriever.evaluation.calibration import Calibration
 from retriever.example import Example, Json, as_query
 from retriever.formats import BadRow, BadRowLog, Fields, Limits, Source, read_examples
 from retriever.keys import Key
@@ -32,10 +33,13 @@ from retriever.selector import MAX_BLOCK
 from retriever.settings import IndexSettings
 from retriever.snapshot import Snapshot
 
+if TYPE_CHECKING:
+    from retriever.adaptation.adapt import Adapted
+
 QueryLike: TypeAlias = "str | Mapping[str, Json] | Example"
 Note: TypeAlias = Callable[[str], None]
 
-_SHOWN = ("format", "created_by", "settings", "embedder", "fusion", "recipe")
+_SHOWN = ("format", "created_by", "settings", "ann", "embedder", "fusion", "adaptation", "recipe")
 
 
 def log_note(line: str) -> None:
@@ -135,7 +139,8 @@ class Retriever:
             weight: Share of the dense channel; None calibrates it on the pool.
             strict: Whether a bad row fails the build; otherwise bad rows are set aside and reported.
             overwrite: Whether an index that is there gets these examples instead of its own.
-            max_memory: Bytes; a build that is predicted to need more is refused before it embeds anything.
+            max_memory: Bytes; a build that is predicted to need more is refused before it embeds anything, and a
+                recall that is asked for is met within it.
             recipe: What `select` goes by where it is told nothing else; see there. The index stores it.
             on_bad: Called with each bad row.
             on_plan: Called before the work starts with what it is predicted to need.
@@ -151,6 +156,8 @@ class Retriever:
         """
         fields = Fields(input, output, rationale, label, id, task, meta)
         index = settings or IndexSettings()
+        if index.recall is not None:
+            index = replace(index, max_memory=max_memory)
         bounds = limits or Limits()
         log = BadRowLog()
 
@@ -502,6 +509,57 @@ class Retriever:
             if chosen.select.fixed:
                 self._live.selector.check_ids(chosen.select.fixed)
             self._live.compact(session, chosen)
+        return self.generation
+
+    def adapt(self, *, kind: str = "linear", progress: Progress = _silent) -> Adapted:
+        """Learns from the pool's own labels or outputs what is alike, and searches by that where it helps.
+
+        A linear map of the embedder's vectors is learned and judged on examples that it was not learned from, with the
+        fusion weight calibrated anew. Where the calibrated hybrid gains more than one standard error, a generation is
+        published with it; else nothing changes. The embedder's own vectors are kept: see `undo_adaptation`.
+
+        Args:
+            kind: `linear`, `low-rank` or `per-dimension`; see `LearnerSettings`.
+            progress: Told how far the work is.
+
+        Raises:
+            InvalidInput: The kind is unknown, or the pool has neither labels nor outputs that differ.
+            IndexLocked: Another process is writing.
+            StorageError: The operating system refuses; `OutOfSpace` when the disk has no room.
+        """
+        from retriever.adaptation.adapt import adapt
+        from retriever.adaptation.learner import LearnerSettings
+
+        settings = LearnerSettings(kind)
+        self.refresh()
+        # Learning takes a while: others may write meanwhile. A map fits whatever examples there are by then.
+        embedder = self.snapshot.base.generation.manifest["embedder"]
+        found = adapt(self.snapshot, self._live.encoder, settings, progress)
+        if found.adaptation is not None:
+            with self._live.session() as session:
+                if self.snapshot.base.generation.manifest["embedder"] != embedder:
+                    raise InvalidInput("the index was built with another embedder meanwhile", fix="adapt it again")
+                searched = writing.Searched(found.adaptation, found.calibration)
+                self._live.compact(session, searched=searched)
+        return found
+
+    def undo_adaptation(self) -> str:
+        """Searches the embedder's own vectors again, with the fusion weight calibrated for them.
+
+        Returns:
+            The generation that answers now.
+
+        Raises:
+            InvalidInput: The index is not adapted.
+            IndexLocked: Another process is writing.
+            StorageError: The operating system refuses; `OutOfSpace` when the disk has no room.
+        """
+        with self._live.session() as session:
+            if self.snapshot.base.adaptation is None:
+                raise InvalidInput("an index that is not adapted", expected="one that is, to undo it")
+            fusion = Calibration.from_dict(self.snapshot.base.generation.manifest["fusion"])
+            weight = fusion if fusion.objective == "given" else None
+            self._live.compact(session, searched=writing.Searched(None, weight))
         return self.generation
 
     def refresh(self) -> bool:

@@ -42,7 +42,7 @@ class SavedVectors:
         self._directory = saved_directory(root)
         self._space = hashlib.sha256(space.encode()).hexdigest()
         self._vectors: dict[bytes, NDArray[np.float32]] = {}
-        self._next = 1
+        self._next, self._saved = 1, 0
         for name in files.list_directory(self._directory):
             match = _BLOCK.fullmatch(name)
             if match is not None:
@@ -50,15 +50,18 @@ class SavedVectors:
                 self._take(self._directory / name)
 
     def __len__(self) -> int:
-        """How many texts have a vector."""
-        return len(self._vectors)
+        """How many texts the next build will have a vector of."""
+        return len(self._vectors) + self._saved
 
     def get(self, text: str) -> NDArray[np.float32] | None:
         """The vector of a text, shape (dim,); None when there is none."""
         return self._vectors.get(_digest(text))
 
     def save(self, texts: Sequence[str], vectors: Vectors) -> None:
-        """Keeps the vectors of a block of texts; durable when it returns.
+        """Keeps the vectors of a block of texts for the next build; durable when it returns.
+
+        This object does not give them: nobody embeds a text twice in one build, and those of a large pool would fill
+        the memory.
 
         Raises:
             StorageError: The disk is full or failed.
@@ -75,7 +78,7 @@ class SavedVectors:
         files.write_bytes(self._directory / f"block-{self._next:06d}", [json.dumps(header).encode() + b"\n", body])
         files.sync_directory(self._directory)
         self._next += 1
-        self._vectors.update(zip(digests, vectors, strict=True))
+        self._saved += len(texts)
 
     def _take(self, path: Path) -> None:
         try:

@@ -137,10 +137,12 @@ class Selector:
         lexical = self.snapshot.index.lexical
         wanted = [recipe.retrieve.mode != "lexical" or not lexical.knows(one) for one in terms]
         if known is not None:
-            return np.where(np.array(wanted)[:, np.newaxis], known, np.float32(0))
+            given = self.snapshot.base.moved(known)
+            return np.where(np.array(wanted)[:, np.newaxis], given, np.float32(0))
         vectors = np.zeros((len(texts), self.snapshot.dim), dtype=np.float32)
         if any(wanted):
-            vectors[wanted] = self._embed([text for text, one in zip(texts, wanted, strict=True) if one])
+            asked = self._embed([text for text, one in zip(texts, wanted, strict=True) if one])
+            vectors[wanted] = self.snapshot.base.moved(asked)
         return vectors
 
     def _own_places(self, queries: Sequence[Example], recipe: Recipe) -> list[int | None]:

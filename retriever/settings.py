@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 
 from indexes.analyzers import analyzer
 from indexes.lexical import BM25
+from indexes.vector_storage import TYPES
 from retriever.errors import InvalidInput
 from retriever.example import Json
 from retriever.keys import Key
@@ -25,7 +26,11 @@ class IndexSettings:
         bm25: The variant of BM25.
         k1: Its saturation parameter.
         b: Its length parameter.
-        ann: A FAISS factory string such as `HNSW32`; None searches exactly.
+        ann: A FAISS factory string such as `HNSW32`; None searches exactly, unless `recall` says otherwise.
+        recall: The share of the ten nearest that dense search is to find, up to 1: large pools get a FAISS index that
+            does, or the one that `ann` names; see `indexes.ann_choice`. None leaves the choice to `ann`.
+        max_memory: With `recall`, the most bytes of memory that a build with the FAISS index may be predicted to need.
+        vectors: The type that vectors are stored in: `float32`, `float16` or `int8`; see `indexes.vector_storage`.
         token_vectors: Whether the vectors of every token are stored, too, for reranking by `maxsim` and `coverage` of
             tokens; without them they are made when asked for.
 
@@ -41,6 +46,9 @@ class IndexSettings:
     b: float = 0.75
     ann: str | None = None
     token_vectors: bool = False
+    vectors: str = "float32"
+    recall: float | None = None
+    max_memory: int | None = None
 
     def __post_init__(self) -> None:
         Key(self.key)
@@ -49,6 +57,12 @@ class IndexSettings:
             raise InvalidInput(f"lexical index {self.lexical!r}", expected=f"one of {', '.join(LEXICAL)}")
         if self.lexical == "rank-bm25" and self.bm25 != "okapi":
             raise InvalidInput(f"rank-bm25 with the variant {self.bm25!r}", expected="bm25='okapi'")
+        if self.vectors not in TYPES:
+            raise InvalidInput(f"vectors of type {self.vectors!r}", expected=f"one of {', '.join(TYPES)}")
+        if self.recall is not None and not 0 < self.recall <= 1:
+            raise InvalidInput(f"recall {self.recall}", expected="a share above 0 and up to 1")
+        if self.max_memory is not None and self.recall is None:
+            raise InvalidInput("settings with max_memory and without recall", fix="pass max_memory to the build itself")
         self.scoring()
 
     def scoring(self) -> BM25:

@@ -20,13 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexes.analyzers import Analyzer, analyzer
-from indexes.dense import AnnIndex, DenseIndex, Segment, check_vectors
+from indexes.ann import AnnIndex
+from indexes.dense import DenseIndex, Segment
 from indexes.generation import Generation, Manifest
 from indexes.hybrid import HybridIndex
 from indexes.lexical import BM25Index
 from indexes.postings import Postings, check_postings
 from indexes.reference import RankBM25Index
+from indexes.vector_storage import TYPES, VectorRows
 from indexes.vocabulary import Vocabulary, check_vocabulary
+from retriever.adaptation.stored import Adaptation, adapted_rows
 from retriever.errors import IndexCorrupt, InvalidInput
 from retriever.evaluation.calibration import Calibration
 from retriever.example import Example, Json
@@ -60,6 +63,8 @@ class Base:
         last_row: The largest row number that the pool had used by then.
         weight: The calibrated fusion weight.
         recipe: The default recipe, as it is stored: it may name a strategy of a package that is not there.
+        embedded: The rows as the embedder gave them.
+        adaptation: The map that made `vectors` of these, and that queries go through; None where both are the same.
     """
 
     generation: Generation
@@ -76,6 +81,8 @@ class Base:
     last_row: int
     weight: float
     recipe: Mapping[str, Json]
+    embedded: VectorRows
+    adaptation: Adaptation | None
 
     @classmethod
     def load(cls, generation: Generation, *, verify: bool = True) -> Base:
@@ -91,7 +98,9 @@ class Base:
         try:
             base = _parse(generation)
             if verify:
-                check_vectors(base.vectors.vectors, "vectors")
+                base.embedded.check("vectors")
+                if base.adaptation is not None:
+                    base.vectors.rows.check("mapped vectors")
                 check_postings(base.postings)
                 check_vocabulary(base.ids, "id")
             _check_rows(base)
@@ -100,11 +109,17 @@ class Base:
             raise IndexCorrupt(generation.path, f"contradicts itself: {error}", fix=fix) from error
         return base
 
+    def moved(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Vectors of the embedder as the dense channel takes them, float32, shape (n, dim)."""
+        return vectors if self.adaptation is None else self.adaptation.moved(vectors)
+
 
 def _check_rows(base: Base) -> None:
     counts = {
         "rows": len(base.rows),
         "vectors": len(base.vectors),
+        "vector scales": len(base.vectors) if base.vectors.rows.scales is None else len(base.vectors.rows.scales),
+        "embedded vectors": len(base.embedded),
         "documents": len(base.postings),
         "ids": len(base.ids),
         "rows of ids": len(base.id_rows),
@@ -124,17 +139,32 @@ def pool_revision(manifest: Manifest) -> Revision:
     return Revision(int(pool["revision"]), str(pool["chain"]))
 
 
+def embedded_rows(generation: Generation, settings: IndexSettings) -> VectorRows:
+    """The rows as the embedder gave them, in place.
+
+    Raises:
+        IndexCorrupt: They are missing, or of another type than the settings say.
+    """
+    scales = generation.array("vector_scales", np.float32) if settings.vectors == "int8" else None
+    return VectorRows(generation.array("vectors", TYPES[settings.vectors].type), scales)
+
+
 def _parse(generation: Generation) -> Base:
     manifest = generation.manifest
     pool = dict(manifest["pool"])  # type: ignore[call-overload]
     settings = IndexSettings.from_manifest(manifest["settings"])
     ann = generation.buffers.get("ann.faiss")
     rows = generation.array("rows", np.int64)
+    embedded = embedded_rows(generation, settings)
+    adaptation = Adaptation.from_generation(generation)
+    searched = embedded if adaptation is None else adapted_rows(generation, settings.vectors)
+    if adaptation is not None and not len(adaptation.matrix) == searched.dim == embedded.dim:
+        raise InvalidInput(f"a map of {len(adaptation.matrix)} components", expected=f"{embedded.dim}")
     return Base(
         generation,
         settings,
         rows,
-        Segment.of(generation.array("vectors", np.float32)),
+        Segment.over(searched),
         Postings(
             Vocabulary(generation.array("terms", np.uint8), generation.array("term_offsets", np.int64)),
             generation.array("posting_offsets", np.int64),
@@ -145,12 +175,14 @@ def _parse(generation: Generation) -> Base:
         Vocabulary(generation.array("ids", np.uint8), generation.array("id_offsets", np.int64)),
         generation.array("id_rows", np.int64),
         generation.array("text_hashes", np.uint64),
-        None if ann is None or settings.ann is None else AnnIndex.from_bytes(settings.ann, ann),
+        None if ann is None else AnnIndex.from_bytes(ann),
         stored_tokens(generation, len(rows)) if settings.token_vectors else None,
         pool_revision(manifest),
         int(pool["last_row"]),
         Calibration.from_dict(manifest["fusion"]).weight,
         dict(manifest.get("recipe", {})),  # type: ignore[call-overload]
+        embedded,
+        adaptation,
     )
 
 
@@ -163,7 +195,8 @@ class Added:
         id: Its id.
         terms: The terms of its key text.
         text_hash: Of its key text.
-        vector: Of its key text, float32, shape (dim,).
+        vector: Of its key text as the embedder gave it and the index stores it, float32, shape (dim,).
+        searched: What the dense channel makes of it.
     """
 
     row: int
@@ -171,6 +204,7 @@ class Added:
     terms: tuple[str, ...]
     text_hash: int
     vector: NDArray[np.float32]
+    searched: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -246,13 +280,17 @@ class Snapshot:
                 f"does not hold what was written up to revision {until.number}",
                 fix="restore the whole index from one copy, pool.sqlite-wal included",
             )
-        added = [self._added(*one) for one in zip(changes.added, changes.vectors, strict=True)]
+        # Rounded as the generation's own rows are: the answers are those of an index that was built afresh.
+        rounded = VectorRows.of(changes.vectors, self.base.settings.vectors).take(np.arange(len(changes.vectors)))
+        searched = self.base.moved(rounded)
+        added = [self._added(*one) for one in zip(changes.added, rounded, searched, strict=True)]
         grown = replace(self, revision=until, last_row=changes.last_row, tail=self.tail.extended(added))
         return replace(grown, removed={**self.removed, **grown._newly_removed(changes.removed)})
 
-    def _added(self, pool_row: PoolRow, vector: NDArray[np.float32]) -> Added:
+    def _added(self, pool_row: PoolRow, vector: NDArray[np.float32], searched: NDArray[np.float32]) -> Added:
         text = self.key.text(pool_row.example)
-        return Added(pool_row.row, pool_row.example.id, tuple(self.analyze(text)), text_hash(text), vector)
+        terms = tuple(self.analyze(text))
+        return Added(pool_row.row, pool_row.example.id, terms, text_hash(text), vector, searched)
 
     def _newly_removed(self, pool_rows: Sequence[int]) -> dict[int, tuple[str, ...]]:
         here = self.places(pool_rows)
@@ -307,7 +345,7 @@ class Snapshot:
         lexical = kind(segments, self.base.settings.scoring(), self.removed)
         dense = [self.base.vectors]
         if len(self.tail):
-            dense.append(Segment.of(np.stack([one.vector for one in self.tail.added])))
+            dense.append(Segment.of(np.stack([one.searched for one in self.tail.added]), self.base.settings.vectors))
         return HybridIndex(DenseIndex(dense, self.base.ann), lexical, self.alive)
 
     def __len__(self) -> int:
@@ -322,7 +360,7 @@ class Snapshot:
     @property
     def dim(self) -> int:
         """Components of a vector."""
-        return int(self.base.vectors.vectors.shape[1])
+        return self.base.vectors.rows.dim
 
     def places(self, pool_rows: Sequence[int]) -> Rows:
         """The rows of the index for row numbers of the pool.
@@ -373,6 +411,16 @@ class Snapshot:
             self.pool.path, f"row {row} is missing, or is there and should not be", fix="restore the index from a copy"
         )
 
+    def embedded(self, places: Rows) -> NDArray[np.float32]:
+        """The vectors of rows of the index as the embedder gave them, copied; float32, shape (rows, dim)."""
+        count = len(self.base.rows)
+        vectors = np.empty((len(places), self.dim), dtype=np.float32)
+        early = places < count
+        vectors[early] = self.base.embedded.take(places[early])
+        if not early.all():
+            vectors[~early] = [self.tail.added[place - count].vector for place in places[~early]]
+        return vectors
+
     def known_vectors(self, texts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """The vectors of those key texts that some example of the index has, removed ones included."""
         wanted: dict[int, str] = {text_hash(text): text for text in texts}
@@ -384,5 +432,5 @@ class Snapshot:
             for (number, place), example in zip(first.items(), self.examples(list(first.values())), strict=True)
             if self.key.text(example) == wanted[number]
         ]
-        vectors = self.index.dense.vectors(np.array(same, dtype=np.int64))
+        vectors = self.embedded(np.array(same, dtype=np.int64))
         return {wanted[int(self.text_hashes[place])]: vector for place, vector in zip(same, vectors, strict=True)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -10,10 +11,18 @@ from dataclasses import asdict, dataclass
 from indexes.arrays import npy, parse_npy
 from indexes.files import Buffer
 from indexes.generation import Generation
-from retriever.embedders import Embedder, EmbedderSettings, LatentSemanticEmbedder, Prompts, fingerprint, prompts_of
+from retriever.embedders import (
+    Embedder,
+    EmbedderSettings,
+    LatentSemanticEmbedder,
+    Prompts,
+    StaticEmbedder,
+    fingerprint,
+    fitted_name,
+    prompts_of,
+)
 from retriever.errors import Incompatible, IndexCorrupt
 
-LATENT = "latent-semantic"
 _EMBEDDER_FILE = "embedder_"
 
 
@@ -58,9 +67,9 @@ class StoredEmbedder:
         return wanted
 
     @property
-    def is_latent(self) -> bool:
-        """Whether it is the one that was fitted on the pool and cannot work without its files."""
-        return self.name == LATENT
+    def is_fitted(self) -> bool:
+        """Whether it was fitted on the pool and cannot work without its files."""
+        return fitted_name(self.name) is not None
 
     @property
     def name(self) -> str:
@@ -85,12 +94,20 @@ class StoredEmbedder:
 
         Of one engine they are equal to the bit; what another engine has added since the build is so to rounding only.
         """
-        facts = [self.name, self.manifest["engine"], self.fingerprint, asdict(self.prompts)]
+        facts = [
+            self.name,
+            self.manifest["engine"],
+            self.fingerprint,
+            asdict(self.prompts),
+            self.manifest.get("learned"),
+        ]
         return json.dumps(facts, sort_keys=True)
 
     @classmethod
     def of(cls, embedder: Embedder, settings: EmbedderSettings | None) -> StoredEmbedder:
         """For an embedder that was just loaded from these settings."""
+        state = embedder.state() if isinstance(embedder, LatentSemanticEmbedder | StaticEmbedder) else {}
+        learned = {f"{_EMBEDDER_FILE}{name}.npy": npy(array) for name, array in state.items()}
         manifest = {
             "name": embedder.name,
             "engine": getattr(embedder, "engine", None),
@@ -98,9 +115,10 @@ class StoredEmbedder:
             "dim": embedder.dim,
             "prompts": asdict(prompts_of(embedder)),
             "settings": None if settings is None else asdict(settings),
+            # Embedders fitted on two pools may be so alike that the fingerprint does not tell them apart.
+            "learned": _digest(learned) if learned else None,
         }
-        state = embedder.state() if isinstance(embedder, LatentSemanticEmbedder) else {}
-        return cls(manifest, {f"{_EMBEDDER_FILE}{name}.npy": npy(array) for name, array in state.items()})
+        return cls(manifest, learned)
 
     @classmethod
     def from_generation(cls, generation: Generation) -> StoredEmbedder:
@@ -113,15 +131,25 @@ class StoredEmbedder:
             {name: [buffer] for name, buffer in generation.buffers.items() if name.startswith(_EMBEDDER_FILE)},
         )
 
-    def latent(self) -> LatentSemanticEmbedder:
-        """The latent-semantic embedder, as it was fitted.
+    def fitted(self) -> Embedder:
+        """The embedder that was fitted on the pool, as it was.
 
         Raises:
             EmbedderError: Its files are not there, or do not belong together.
         """
-        return LatentSemanticEmbedder.from_state(
-            {
-                name.removeprefix(_EMBEDDER_FILE).removesuffix(".npy"): parse_npy(b"".join(chunks))
-                for name, chunks in self.files.items()
-            }
-        )
+        state = {
+            name.removeprefix(_EMBEDDER_FILE).removesuffix(".npy"): parse_npy(b"".join(chunks))
+            for name, chunks in self.files.items()
+        }
+        if self.name == LatentSemanticEmbedder.NAME:
+            return LatentSemanticEmbedder.from_state(state)
+        return StaticEmbedder.from_state(self.name, state)
+
+
+def _digest(parts: Mapping[str, Sequence[Buffer]]) -> str:
+    digest = hashlib.sha256()
+    for name, chunks in sorted(parts.items()):
+        digest.update(f"{name}\n".encode())
+        for chunk in chunks:
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -162,6 +162,7 @@ def _check_derived(base: Base, pool: Pool) -> None:
         check_sorted(base.postings.vocabulary, "term")
     except InvalidInput as error:
         raise IndexCorrupt(base.generation.path, str(error)) from error
+    _check_mapped(base)
     view = Snapshot.of(base, pool)
     ids: list[str] = []
 
@@ -181,6 +182,14 @@ def _check_derived(base: Base, pool: Pool) -> None:
         raise IndexCorrupt(base.generation.path, "its terms are not those of the pool")
     if view.places_of(ids) != {identity: place for place, identity in enumerate(ids)}:
         raise IndexCorrupt(base.generation.path, "its ids are not those of the pool")
+
+
+def _check_mapped(base: Base) -> None:
+    if base.adaptation is None:
+        return
+    moved = base.adaptation.moved_rows(base.embedded)
+    if not np.array_equal(moved.values, base.vectors.rows.values):
+        raise IndexCorrupt(base.generation.path, "its mapped vectors are not those that its map gives")
 
 
 def _check_changes(base: Base, current: Current, pool: Pool) -> None:

@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 
 from indexes import files
 from indexes import generation as generations
+from indexes.ann_choice import planned_bytes
 from indexes.current import Current, current_path, point
-from retriever.build import Progress, Published, about_of, publish
+from indexes.vector_storage import gives
+from retriever.adaptation.stored import FILE, Adaptation
+from retriever.build import Progress, Published, about_of, ann_room, publish
 from retriever.embedders import Embedder, EmbedderSettings, EmbedderSource, load_embedder, prompts_of
 from retriever.errors import BadRows, IndexMissing, InvalidInput, OutOfSpace
 from retriever.evaluation.calibration import Calibration
@@ -190,6 +193,7 @@ def _build(
     saved = SavedVectors(session.root, about.space)
     if saved:
         tell.note(f"an interrupted build has left the vectors of {len(saved):,} texts: they are used")
+    adapted = _is_adapted(session)
     try:
         published = publish(
             session.root,
@@ -200,7 +204,7 @@ def _build(
             stored_embedder=about,
             weight=settings.weight,
             recipe=settings.recipe.to_dict(),
-            known=_Reused(_indexed(session, about), saved),
+            known=_Reused(_indexed(session, about, settings.index.vectors), saved),
             progress=tell.progress,
         )
     except BaseException:
@@ -209,9 +213,17 @@ def _build(
         raise
     _finish(session, published, revision)
     files.remove(saved_directory(session.root))
-    if published.calibration.objective == "none":
-        tell.note("the pool has neither labels nor outputs to calibrate the fusion weight by: it is 0.5")
+    if adapted:
+        tell.note("the index was adapted to the examples that it had: adapt it again (retriever adapt)")
+    for line in published.notes():
+        tell.note(line)
     return embedder
+
+
+def _is_adapted(session: Session) -> bool:
+    if session.current is None:
+        return False
+    return FILE in generations.read_manifest(session.root, session.current.generation, session.current.manifest)
 
 
 def _check_plan(pool: Pool, revision: Revision, embedder: Embedder, settings: BuildSettings, tell: Told) -> None:
@@ -221,13 +233,15 @@ def _check_plan(pool: Pool, revision: Revision, embedder: Embedder, settings: Bu
     if index.token_vectors:
         texts = Texts.of(pool, revision, Key(index.key))
         tokens = predicted_bytes(embedder, texts.texts, texts.number, prefix=prompts_of(embedder).example)
-    plan = BuildPlan(*pool.size(revision.number), embedder.dim, index.ann is not None, tokens)
+    bare = BuildPlan(*pool.size(revision.number), embedder.dim, index.vectors, token_bytes=tokens)
+    first = planned_bytes(index.ann, index.recall, bare.examples, bare.dim, ann_room(bare, index))
+    plan = replace(bare, ann_bytes=first)
     tell.plan(plan)
     if settings.max_memory is not None and plan.memory_bytes > settings.max_memory:
         raise InvalidInput(
             f"a build of {plan.examples:,} examples needs about {plan.memory_bytes:,} bytes of memory",
             expected=f"at most {settings.max_memory:,}",
-            fix="raise the limit (--max-memory), use an embedder of fewer dimensions, or split the pool",
+            fix="raise the limit (--max-memory), store the vectors smaller (--vectors float16), or split the pool",
         )
     free = files.free_bytes(pool.path.parent)
     if free < plan.disk_bytes:
@@ -246,40 +260,45 @@ def check_size(rows: int, most: int) -> None:
         )
 
 
-def _indexed(session: Session, about: StoredEmbedder) -> Snapshot | None:
-    """What is indexed already, if its vectors are of the same space to the last bit."""
+def _indexed(session: Session, about: StoredEmbedder, vectors: str) -> Snapshot | None:
+    """What is indexed already, if its vectors are of the same space to the last bit, and give the type's own."""
     if session.current is None:
         return None
     # They become part of what is published now, so they must be what was published then.
     view = open_snapshot(session.root, session.pool, verify=True, note=lambda line: None)
     same = StoredEmbedder.from_generation(view.base.generation).space == about.space
-    return view if same else None
+    return view if same and gives(view.base.settings.vectors, vectors) else None
 
 
 class _Reused:
     """The vectors and tokens of what is indexed already, and the vectors that an interrupted build has saved."""
 
     def __init__(self, indexed: Snapshot | None, saved: SavedVectors | None = None) -> None:
-        self._vectors: dict[str, NDArray[np.float32]] = {}
+        self._indexed = indexed
         self._places: dict[str, int] = {}
+        self._with_tokens: dict[str, int] = {}
         self._tokens = None if indexed is None else indexed.base.tokens
         self._saved = saved
         if indexed is not None:
             present = [(indexed.key.text(example), place) for place, example in indexed.present()]
-            vectors = indexed.index.dense.vectors(np.array([place for _, place in present], dtype=np.int64))
-            self._vectors = dict(zip((text for text, _ in present), vectors, strict=True))
+            self._places = dict(present)
             # What was removed since the generation may be back under another row, with the same text.
             gone = [place for place in indexed.removed if place < len(indexed.base.rows)]
             removed = [indexed.key.text(example) for example in indexed.examples(gone)]
             kept = [(text, place) for text, place in present if place < len(indexed.base.rows)]
-            self._places = dict([*zip(removed, gone, strict=True), *kept])
+            self._with_tokens = dict([*zip(removed, gone, strict=True), *kept])
 
-    def get(self, text: str) -> NDArray[np.float32] | None:
-        vector = self._vectors.get(text)
-        return vector if vector is not None or self._saved is None else self._saved.get(text)
+    def vectors(self, texts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        saved = self._saved.get if self._saved is not None else lambda text: None
+        found = {text: vector for text in texts if (vector := saved(text)) is not None}
+        here = [text for text in texts if text in self._places]
+        if self._indexed is not None and here:
+            places = np.array([self._places[text] for text in here], dtype=np.int64)
+            found |= zip(here, self._indexed.embedded(places), strict=True)
+        return found
 
     def tokens(self, text: str) -> TextTokens | None:
-        place = self._places.get(text)
+        place = self._with_tokens.get(text)
         return None if self._tokens is None or place is None else self._tokens.text(place)
 
     def save(self, texts: Sequence[str], vectors: NDArray[np.float32]) -> None:
@@ -339,12 +358,29 @@ def load_for(
         return embedder, StoredEmbedder.of(embedder, None)
     asked = EmbedderSettings(source) if isinstance(source, str) else source
     # `auto` may mean another model on another machine or day; what it meant here is what the index needs.
-    named = replace(asked, name=embedder.name) if asked.name == "auto" else asked
+    named = replace(asked, name=embedder.name) if asked.name in ("auto", "static:auto") else asked
     return embedder, StoredEmbedder.of(embedder, named)
 
 
+@dataclass(frozen=True)
+class Searched:
+    """How a new generation is searched, where that changes.
+
+    Attributes:
+        adaptation: The map that rows and queries go through; None for the embedder's own vectors.
+        weight: The fusion weight; None calibrates it.
+    """
+
+    adaptation: Adaptation | None
+    weight: Calibration | None
+
+
 def compact(
-    session: Session, snapshot: Snapshot, embedder: Callable[[], Embedder], recipe: Recipe | None = None
+    session: Session,
+    snapshot: Snapshot,
+    embedder: Callable[[], Embedder],
+    recipe: Recipe | None = None,
+    searched: Searched | None = None,
 ) -> None:
     """Publishes a generation that holds all that the newest snapshot shows.
 
@@ -353,10 +389,13 @@ def compact(
     Args:
         session: The writer.
         snapshot: The newest view.
-        embedder: Gives what embeds tokens; not called otherwise.
+        embedder: Gives what embeds tokens, and queries to calibrate with; not called otherwise.
         recipe: The new default recipe; None leaves it as it is.
+        searched: How it is searched; None leaves that as it is.
     """
     generation = snapshot.base.generation
+    if searched is None:
+        searched = Searched(snapshot.base.adaptation, Calibration.from_dict(generation.manifest["fusion"]))
     generations.collect(session.root, session.current)
     published = publish(
         session.root,
@@ -365,8 +404,9 @@ def compact(
         settings=snapshot.base.settings,
         embedder=embedder,
         stored_embedder=StoredEmbedder.from_generation(generation),
-        weight=Calibration.from_dict(generation.manifest["fusion"]),
+        weight=searched.weight,
         recipe=snapshot.base.recipe if recipe is None else recipe.to_dict(),
+        adaptation=searched.adaptation,
         known=_Reused(snapshot),
         progress=lambda stage, done, total: None,
     )

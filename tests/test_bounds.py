@@ -121,7 +121,7 @@ def test_the_plan_is_told_once_with_what_the_pool_has(tmp_path):
     plans = []
     build(ROWS, tmp_path / "a", on_plan=plans.append).close()
     (plan,) = plans
-    assert (plan.examples, plan.dim, plan.ann) == (6, 32, False)
+    assert (plan.examples, plan.dim, plan.ann_bytes) == (6, 32, 0)
     # Of each row at least id, input and output are stored.
     assert plan.characters >= 6 * (2 + 6 + 1)
 
@@ -135,24 +135,28 @@ def test_the_plan_counts_what_an_overwriting_build_is_given_and_not_what_it_repl
 
 
 def test_an_empty_pool_needs_nothing():
-    plan = BuildPlan(0, 0, 384, True)
+    plan = BuildPlan(0, 0, 384, "float32")
     assert (plan.memory_bytes, plan.disk_bytes) == (0, 0)
 
 
 def test_every_part_of_a_plan_adds_what_it_is_worth():
-    plan = BuildPlan(1000, 0, 100, False)
-    wider = BuildPlan(1000, 0, 200, False)
-    longer = BuildPlan(1000, 50_000, 100, False)
-    approximate = BuildPlan(1000, 0, 100, True)
-    twice = BuildPlan(2000, 0, 100, False)
+    plan = BuildPlan(1000, 0, 100, "float32")
+    wider = BuildPlan(1000, 0, 200, "float32")
+    longer = BuildPlan(1000, 50_000, 100, "float32")
+    approximate = BuildPlan(1000, 0, 100, "float32", 1000 * 408)
+    twice = BuildPlan(2000, 0, 100, "float32")
     vectors = 1000 * 100 * 4
     assert wider.disk_bytes - plan.disk_bytes == vectors
-    assert approximate.disk_bytes - plan.disk_bytes == vectors
+    assert approximate.disk_bytes - plan.disk_bytes == 1000 * 408
     assert wider.memory_bytes - plan.memory_bytes >= 2 * vectors
     assert approximate.memory_bytes - plan.memory_bytes >= 2 * vectors
     assert longer.memory_bytes - plan.memory_bytes >= 2 * 50_000
     assert longer.disk_bytes - plan.disk_bytes >= 50_000
     assert (twice.memory_bytes, twice.disk_bytes) == (2 * plan.memory_bytes, 2 * plan.disk_bytes)
+    half, quarter = (BuildPlan(1000, 0, 100, kind) for kind in ("float16", "int8"))
+    assert plan.disk_bytes - half.disk_bytes == vectors // 2
+    assert plan.disk_bytes - quarter.disk_bytes == vectors * 3 // 4 - 4 * 1000  # each row has a scale
+    assert plan.memory_bytes - half.memory_bytes >= vectors
 
 
 def test_what_is_predicted_for_the_disk_is_enough_and_not_wildly_too_much(tmp_path):

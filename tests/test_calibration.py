@@ -12,7 +12,7 @@ from indexes.hybrid import HybridIndex, Query
 from indexes.lexical import BM25Index
 from indexes.postings import Postings
 from retriever.errors import InvalidInput
-from retriever.evaluation.calibration import GRID, SAMPLE, Calibration, _best_weight, calibrate, objective
+from retriever.evaluation.calibration import GRID, SAMPLE, Calibration, best_weight, calibrate, objective
 from retriever.example import Example
 from retriever.ranking.seeding import permutation
 
@@ -180,9 +180,9 @@ def test_a_flat_stretch_gives_its_middle_and_not_its_luckiest_weight():
     gained = np.full((100, len(GRID)), 0.5)
     gained[:, [0, 1, 9, 10]] = 0.2
     gained[7, GRID.index(0.7)] = 0.9
-    assert _best_weight(gained) == 0.5
+    assert best_weight(gained) == 0.5
 
 
 def test_a_clear_winner_at_the_end_is_taken():
     gained = np.tile(np.linspace(0.0, 1.0, len(GRID)), (100, 1))
-    assert _best_weight(gained) == 1.0
+    assert best_weight(gained) == 1.0

@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexes.dense import NO_DIRECTION, AnnIndex, DenseIndex, Segment, check_vectors, error_bound, exact_scores
+from indexes.ann import AnnIndex
+from indexes.dense import NO_DIRECTION, DenseIndex, Segment, error_bound, exact_scores
 from indexes.errors import InvalidInput
 from indexes.hybrid import Fusion, HybridIndex, Query
 from indexes.lexical import BM25Index
 from indexes.postings import Postings
+from indexes.vector_storage import VectorRows
 
 FACTORIES = ["Flat", "HNSW32", "IVF4,Flat"]
 NESTED_FACTORIES = ["IVF4_HNSW8,Flat", "PCA8,Flat", "PCA8,IVF4,Flat", "PCA8,HNSW8", "IVF4,SQ8,RFlat"]
@@ -35,7 +37,7 @@ ZERO = np.zeros(16, np.float32)
 
 @pytest.fixture(scope="module", params=FACTORIES)
 def ann(request):
-    return AnnIndex.build(request.param, POOL)
+    return AnnIndex.build(request.param, VectorRows(POOL))
 
 
 def test_exact_scores_of_short_vectors_agree_with_hand_arithmetic():
@@ -154,7 +156,7 @@ def test_the_error_bound_grows_with_the_dimension_and_is_never_zero():
 )
 def test_unit_and_zero_rows_are_accepted(vectors):
     before = vectors.tobytes()
-    check_vectors(vectors, "v")
+    VectorRows(vectors).check("v")
     assert vectors.tobytes() == before
 
 
@@ -162,7 +164,6 @@ def test_unit_and_zero_rows_are_accepted(vectors):
     ("vectors", "message"),
     [
         (np.eye(3), "dtype float64"),
-        (np.eye(3, dtype=np.float16), "dtype float16"),
         (np.eye(3, dtype=np.int64), "dtype int64"),
         (np.ones(1, np.float32), r"shape \(1,\)"),
         (np.ones((1, 1, 1), np.float32), r"shape \(1, 1, 1\)"),
@@ -176,14 +177,14 @@ def test_unit_and_zero_rows_are_accepted(vectors):
 )
 def test_vectors_that_are_not_unit_float32_rows_are_refused_by_name(vectors, message):
     with pytest.raises(InvalidInput, match=f"pool.npy: .*{message}"):
-        check_vectors(vectors, "pool.npy")
+        VectorRows(vectors).check("pool.npy")
 
 
 def test_a_wrong_row_after_the_first_block_is_named_by_its_own_number():
     vectors = np.tile(np.array([[1, 0]], np.float32), (5000, 1))
     vectors[4999] = 2
     with pytest.raises(InvalidInput, match="row 4999 "):
-        check_vectors(vectors, "v")
+        VectorRows(vectors).check("v")
 
 
 @pytest.mark.parametrize("count", [1, 10, 200, 500])
@@ -210,7 +211,7 @@ def test_faiss_with_no_eligible_row_gives_none(ann):
 
 @pytest.mark.parametrize("eligible", [None, ELIGIBLE], ids=["all", "some"])
 def test_a_flat_index_proposes_exactly_the_best_eligible_rows(eligible):
-    ann = AnnIndex.build("Flat", POOL)
+    ann = AnnIndex.build("Flat", VectorRows(POOL))
     allowed = np.arange(200) if eligible is None else np.flatnonzero(eligible)
     for query in QUERIES:
         best = allowed[np.argsort(-exact_scores(POOL[allowed], query))[:10]]
@@ -219,7 +220,7 @@ def test_a_flat_index_proposes_exactly_the_best_eligible_rows(eligible):
 
 @pytest.mark.parametrize("factory", NESTED_FACTORIES)
 def test_a_filter_holds_in_an_index_made_of_several(factory):
-    ann = AnnIndex.build(factory, POOL)
+    ann = AnnIndex.build(factory, VectorRows(POOL))
     for query in QUERIES:
         rows = ann.search(query, 10, ELIGIBLE)
         assert len(rows) and ELIGIBLE[rows].all()
@@ -227,16 +228,19 @@ def test_a_filter_holds_in_an_index_made_of_several(factory):
 
 @pytest.mark.parametrize("factory", FACTORIES)
 def test_two_builds_of_one_pool_give_the_same_bytes(factory):
-    assert AnnIndex.build(factory, POOL).to_bytes() == AnnIndex.build(factory, POOL.copy()).to_bytes()
+    assert (
+        AnnIndex.build(factory, VectorRows(POOL)).to_bytes()
+        == AnnIndex.build(factory, VectorRows(POOL.copy())).to_bytes()
+    )
 
 
 def test_a_build_leaves_the_number_of_threads_as_it_was():
     before = faiss.omp_get_max_threads()
     try:
         faiss.omp_set_num_threads(2)
-        AnnIndex.build("HNSW32", POOL)
+        AnnIndex.build("HNSW32", VectorRows(POOL))
         with pytest.raises(InvalidInput):
-            AnnIndex.build("no such index", POOL)
+            AnnIndex.build("no such index", VectorRows(POOL))
         assert faiss.omp_get_max_threads() == 2
     finally:
         faiss.omp_set_num_threads(before)
@@ -244,9 +248,9 @@ def test_a_build_leaves_the_number_of_threads_as_it_was():
 
 def test_a_serialised_index_comes_back_with_the_same_bytes_and_answers(ann):
     kept = ann.to_bytes()
-    for serialized in (kept, memoryview(kept)):
-        back = AnnIndex.from_bytes(ann.factory, serialized)
-        assert (back.factory, back.to_bytes()) == (ann.factory, kept)
+    for serialized in (kept, bytes(kept)):
+        back = AnnIndex.from_bytes(serialized)
+        assert back.to_bytes() == kept
         for eligible in (None, ELIGIBLE):
             there = [back.search(query, 10, eligible).tolist() for query in QUERIES]
             assert there == [ann.search(query, 10, eligible).tolist() for query in QUERIES]
@@ -255,7 +259,7 @@ def test_a_serialised_index_comes_back_with_the_same_bytes_and_answers(ann):
 @pytest.mark.parametrize("factory", ["", "no such index", "IVF4,", "PQ5", "IVF1000,Flat"])
 def test_a_factory_string_that_does_not_fit_the_vectors_is_refused_by_name(factory):
     with pytest.raises(InvalidInput, match=f"FAISS refuses '{factory}' for \\(200, 16\\) vectors"):
-        AnnIndex.build(factory, POOL)
+        AnnIndex.build(factory, VectorRows(POOL))
 
 
 def test_without_faiss_every_eligible_row_is_proposed():
@@ -270,7 +274,8 @@ def test_rows_appended_after_the_faiss_index_was_built_are_always_proposed(ann):
     for query in QUERIES:
         everything = index.propose(query, 3, None)
         assert everything.tolist() == [*sorted(ann.search(query, 3, None)), 200, 201, 202, 203, 204]
-        assert index.propose(query, 3, eligible).tolist() == [*sorted(ann.search(query, 3, ELIGIBLE)), 200, 202, 204]
+        # So few eligible rows are all proposed.
+        assert index.propose(query, 3, eligible).tolist() == [*np.flatnonzero(ELIGIBLE), 200, 202, 204]
 
 
 @pytest.mark.parametrize("eligible", [None, ELIGIBLE], ids=["all", "some"])

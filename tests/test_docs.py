@@ -31,11 +31,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import click
+import numpy as np
 import pytest
 import typer.main
 
 import cli
 from retriever import EmbedderSettings, IndexSettings, Recipe, Retriever, errors
+from retriever.adaptation.linear_map import on_grid
+from retriever.adaptation.stored import Adaptation
 from retriever.backends import _FORMS
 from retriever.export import FORMS
 from retriever.formats import Limits
@@ -45,6 +48,7 @@ from retriever.query_encoder import QueryEncoder
 from retriever.ranking.guard import LEVELS
 from retriever.ranking.where import predicate
 from retriever.stored_embedder import StoredEmbedder
+from retriever.writing import Searched
 from tests.support import Words, build, fail
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -356,7 +360,11 @@ def test_the_format_document_describes_every_file_of_an_index(tmp_path: Path) ->
     with Retriever.build(pool, tmp_path / "i", embedder="latent", settings=settings, weight=0.5) as built:
         built.add({"input": "one more", "output": "x"})
     text = read("FORMAT.md")
-    build(pool, tmp_path / "t", embedder=Words(), settings=IndexSettings(token_vectors=True), weight=0.5).close()
+    others = IndexSettings(token_vectors=True, vectors="int8")
+    with build(pool, tmp_path / "t", embedder=Words(), settings=others, weight=0.5) as built:
+        adaptation = Adaptation.learned(on_grid(np.eye(built.snapshot.dim)), {})
+        with built._live.session() as session:
+            built._live.compact(session, searched=Searched(adaptation, None))
     names = {path.name for path in tmp_path.glob("*/**/*")}
     assert {"CURRENT", "LOCK", "pool.sqlite", "ann.faiss", "embedder_idf.npy", "manifest.json"} <= names
     assert [n for n in sorted(names) if f"`{n}`" not in text and not re.fullmatch(r"gen-\d+|pool.sqlite-\w+", n)] == []

@@ -6,10 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-from indexes.dense import AnnIndex, DenseIndex, Segment, exact_scores
+from indexes.ann import AnnIndex
+from indexes.dense import DenseIndex, Segment, exact_scores
 from indexes.hybrid import Fusion, HybridIndex, Query
 from indexes.lexical import BM25Index
 from indexes.postings import Postings
+from indexes.vector_storage import VectorRows
 
 DIM = 4
 WEIGHTS = [0.0, 1e-12, 0.3, 0.5, 1.0]
@@ -93,7 +95,7 @@ def test_a_query_alone_in_a_block_or_on_more_threads_has_the_same_hits(threads):
 
 
 def test_a_filter_that_lets_nothing_through_a_faiss_index_gives_no_hits():
-    dense = DenseIndex([Segment.of(PALETTE[:3])], AnnIndex.build("HNSW16", PALETTE[:3]))
+    dense = DenseIndex([Segment.of(PALETTE[:3])], AnnIndex.build("HNSW16", VectorRows(PALETTE[:3])))
     index = HybridIndex(dense, BM25Index([Postings.from_documents([["a"]] * 3)]))
     scores = index.score([Query(PALETTE[0], ("a",))], [np.zeros(3, dtype=bool)])[0]
     assert len(index.rank(scores, 2, Fusion())) == 0

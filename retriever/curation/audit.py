@@ -203,7 +203,7 @@ def audit(
         columns.take(place, example)
         progress("reading", len(columns.ids), len(snapshot))
     asked = list(queries)
-    grid, squares = exact_vectors(snapshot.index.dense.vectors(np.array(columns.places, dtype=np.int64)))
+    grid, squares = exact_vectors(snapshot.embedded(np.array(columns.places, dtype=np.int64)))
     rows, cosines = nearest_rows(grid, settings.neighbours, partial(progress, "neighbours"))
     copies = clusters(columns.inputs, settings.threshold, partial(progress, "copies"))
     conflicts = list(_conflicts(columns, lambda row: snapshot.examples([columns.places[row]])[0]))

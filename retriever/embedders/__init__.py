@@ -24,6 +24,9 @@ from retriever.embedders.openai_compatible import OpenAIEmbedder
 from retriever.embedders.packaged import NAME as MINI_LM
 from retriever.embedders.packaged import is_packaged
 from retriever.embedders.sentence_transformer import SentenceTransformerEmbedder
+from retriever.embedders.static import PREFIX as STATIC
+from retriever.embedders.static import StaticEmbedder
+from retriever.embedders.torch_models import ORGANISATION, model_folder
 from retriever.embedders.transformer import load_transformer
 from retriever.errors import EmbedderError, InvalidInput
 
@@ -33,9 +36,11 @@ __all__ = [
     "EmbedderSource",
     "LatentSemanticEmbedder",
     "Prompts",
+    "StaticEmbedder",
     "Vectors",
     "encode_checked",
     "fingerprint",
+    "fitted_name",
     "load_embedder",
     "prompts_of",
     "same_space",
@@ -44,6 +49,7 @@ __all__ = [
 EmbedderSource: TypeAlias = EmbedderSettings | str | Embedder | Callable[[list[str]], object]
 
 _OPENAI = "openai:"
+_LATENT = ("latent", LatentSemanticEmbedder.NAME)
 _ALL = frozenset(field.name for field in fields(EmbedderSettings))
 
 
@@ -56,8 +62,9 @@ def load_embedder(
     """The embedder that a name, settings, a function or an object stands for.
 
     Names: `auto` is all-MiniLM-L6-v2, from the installed package when there is one, else as sentence-transformers
-    finds or downloads it, else a latent-semantic embedder fitted on the pool; `latent` is the latter; `openai:MODEL`
-    is an endpoint; anything else is the name or the folder of a sentence-transformers model.
+    finds or downloads it, else a latent-semantic embedder fitted on the pool; `latent` is the latter; `static:NAME` is
+    a static embedder distilled from the transformer of that name over the pool's words; `openai:MODEL` is an endpoint;
+    anything else is the name or the folder of a sentence-transformers model.
 
     Objects: one with `name`, `dim` and `encode` is taken as it is; a loaded SentenceTransformer, another object with
     `encode`, and a function are wrapped.
@@ -65,20 +72,22 @@ def load_embedder(
     Args:
         wanted: What to load.
         note: Called with one line when `auto` falls back to the latent-semantic embedder.
-        pool_texts: Gives the texts that a latent-semantic embedder is fitted on; None: it must not be needed.
+        pool_texts: Gives the texts that an embedder is fitted on; None: it must not be needed.
 
     Raises:
-        InvalidInput: A setting that the family does not use, a name that stands for an object, `latent` without a
-            pool, or an object that is no embedder.
+        InvalidInput: A setting that the family does not use, a name that stands for an object, `latent` or
+            `static:NAME` without a pool, or an object that is no embedder.
         EmbedderError: The model cannot be loaded, or is not the one it claims to be.
         MissingDependency: An optional package is missing.
     """
     if not isinstance(wanted, str | EmbedderSettings):
         return _given(wanted)
     settings = EmbedderSettings(wanted) if isinstance(wanted, str) else wanted
-    if settings.name in ("latent", "latent-semantic"):
+    if settings.name in _LATENT:
         _only(settings, frozenset())
         return _fitted(pool_texts)
+    if settings.name.startswith(STATIC):
+        return _distilled(settings, note, pool_texts)
     if settings.name.startswith(_OPENAI):
         return _endpoint(settings)
     if settings.name.startswith("callable:"):
@@ -114,11 +123,50 @@ def _mini_lm(
 
 def _fitted(pool_texts: Callable[[], Iterable[str]] | None) -> Embedder:
     if pool_texts is None:
-        raise InvalidInput(
-            "a latent-semantic embedder without a pool to fit it on",
-            fix="build an index with it; an index that was built with it holds what it learned",
-        )
+        raise _no_pool("latent-semantic")
     return LatentSemanticEmbedder.fit(pool_texts())
+
+
+def _no_pool(kind: str) -> InvalidInput:
+    return InvalidInput(
+        f"a {kind} embedder without a pool to fit it on",
+        fix="build an index with it; an index that was built with it holds what it learned",
+    )
+
+
+def _distilled(
+    settings: EmbedderSettings, note: Callable[[str], None], pool_texts: Callable[[], Iterable[str]] | None
+) -> Embedder:
+    _only(settings, frozenset({"device", "revision", "batch_size", "engine"}))
+    name = settings.name.removeprefix(STATIC)
+    if not name.strip() or name.startswith((STATIC, _OPENAI, "callable:")) or name in _LATENT:
+        raise InvalidInput(
+            f"embedder {settings.name!r}", expected="static:MODEL, a sentence-transformers model, or auto"
+        )
+    if pool_texts is None:
+        raise _no_pool("static")
+    teacher = load_embedder(replace(settings, name=MINI_LM if name == "auto" else name), note=note)
+    if not getattr(teacher, "has_tokens", False):
+        raise InvalidInput(f"embedder {settings.name!r}", expected="a transformer; this model is static already")
+    from retriever.embedders.distillation import Teacher, distill
+
+    return distill(cast(Teacher, teacher), pool_texts(), note)
+
+
+def fitted_name(asked: str) -> str | None:
+    """The canonical name of an embedder that is fitted on a pool; None for one that is not.
+
+    Raises:
+        EmbedderError: It names a folder that is not there.
+    """
+    if asked in _LATENT:
+        return LatentSemanticEmbedder.NAME
+    if not asked.startswith(STATIC):
+        return None
+    model = asked.removeprefix(STATIC)
+    if model == "auto":
+        return STATIC + MINI_LM
+    return STATIC + str(model_folder(model) or model.removeprefix(ORGANISATION))
 
 
 def _endpoint(settings: EmbedderSettings) -> Embedder:

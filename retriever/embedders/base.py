@@ -37,8 +37,8 @@ class Embedder(Protocol):
     """Text to vectors.
 
     Attributes:
-        name: Canonical name, such as `all-MiniLM-L6-v2`, `latent-semantic`, `openai:text-embedding-3-small` or
-            `callable:module.qualname`.
+        name: Canonical name, such as `all-MiniLM-L6-v2`, `latent-semantic`, `static:all-MiniLM-L6-v2`,
+            `openai:text-embedding-3-small` or `callable:module.qualname`.
         dim: Components of a vector.
     """
 
@@ -100,7 +100,7 @@ class EmbedderSettings:
     """Which embedder, as data.
 
     Attributes:
-        name: `auto`, `latent`, `openai:MODEL`, or the name or folder of a sentence-transformers model.
+        name: `auto`, `latent`, `static:NAME`, `openai:MODEL`, or the name or folder of a sentence-transformers model.
         base_url: Where an `openai:` endpoint is, as scheme://host/path; None: the client's own default.
         query_prompt: Put before queries; None: the model's own default.
         example_prompt: Put before examples; None: the model's own default.

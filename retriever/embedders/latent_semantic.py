@@ -38,8 +38,10 @@ class LatentSemanticEmbedder:
         prompts: None on either side.
     """
 
+    NAME = "latent-semantic"
+
     def __init__(self, vocabulary: list[str], idf: NDArray[np.float64], components: NDArray[np.float32]) -> None:
-        self.name = "latent-semantic"
+        self.name = self.NAME
         self.prompts = Prompts()
         self._vocabulary = vocabulary
         self._place = {term: place for place, term in enumerate(vocabulary)}

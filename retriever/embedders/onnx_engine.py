@@ -134,15 +134,29 @@ class OnnxEmbedder:
 
     def encode(self, texts: list[str]) -> Vectors:
         """One row per text, (n, dim) float32, of unit length; all zero when the model gives no direction."""
-        vectors = np.zeros((len(texts), self.dim))
-        for rows, pooled in self._run(self._pooled, texts):
+        return self.encode_ids(self._tokenized(texts))
+
+    def encode_ids(self, ids: Sequence[NDArray[np.int64]]) -> Vectors:
+        """The same for texts that are token ids already, those that the tokenizer adds included."""
+        vectors = np.zeros((len(ids), self.dim))
+        for rows, pooled in self._run(self._pooled, ids):
             vectors[rows] = pooled
         return unit_rows(vectors)
+
+    @property
+    def tokenizer_json(self) -> str:
+        """The tokenizer as the tokenizers library writes it."""
+        return str(self._tokenizer.to_str())
+
+    @property
+    def identity(self) -> str:
+        """Tells its vectors from those of any other export: hexadecimal digits."""
+        return hashlib.sha256(self._about.to_json().encode()).hexdigest()
 
     def token_vectors(self, texts: list[str]) -> TokenVectors:
         """The states of each text's tokens, float32, of unit length; without the tokens that the tokenizer adds."""
         found: list[Vectors] = [np.empty((0, self.dim), dtype=np.float32)] * len(texts)
-        for rows, matrices in self._run(self._matrices, texts):
+        for rows, matrices in self._run(self._matrices, self._tokenized(texts)):
             for row, matrix in zip(rows.tolist(), matrices, strict=True):
                 found[row] = matrix
         return TokenVectors.of(found, self.dim)
@@ -161,10 +175,9 @@ class OnnxEmbedder:
             return [np.array(one.ids, dtype=np.int64) for one in self._tokenizer.encode_batch(list(texts))]
 
     def _run(
-        self, forward: Callable[[NDArray[np.int64]], Result], texts: Sequence[str]
+        self, forward: Callable[[NDArray[np.int64]], Result], tokens: Sequence[NDArray[np.int64]]
     ) -> Iterator[tuple[NDArray[np.intp], Result]]:
         """Batch by batch the places of its texts, and what `forward` makes of their token ids, shape (n, t)."""
-        tokens = self._tokenized(texts)
         batches = batches_of(np.array([len(ids) for ids in tokens], dtype=np.int64), self._batch_size)
         asked = [np.stack([tokens[row] for row in rows.tolist()]) for rows in batches]
         if len(batches) < 2:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -134,6 +134,33 @@ class SentenceTransformerEmbedder:
             vectors[rows] = encoded
         return unit_rows(vectors)
 
+    def encode_ids(self, ids: Sequence[NDArray[np.int64]]) -> Vectors:
+        """The same for texts that are token ids already, those that the tokenizer adds included."""
+        vectors = np.zeros((len(ids), self.dim), dtype=np.float32)
+        with RUNNING:
+            batches = batches_of(np.array([len(one) for one in ids], dtype=np.int64), self._batch_size)
+            asked = [np.stack([ids[row] for row in batch.tolist()]) for batch in batches]
+            on_cpu = self.model.device.type == "cpu"
+            for rows, encoded in zip(batches, run_batches(self._ids_forward, asked, on_cpu=on_cpu), strict=True):
+                vectors[rows] = encoded
+        return unit_rows(vectors)
+
+    @property
+    def tokenizer_json(self) -> str:
+        """The tokenizer as the tokenizers library writes it.
+
+        Raises:
+            EmbedderError: It is not of that library.
+        """
+        if not getattr(self.model.tokenizer, "is_fast", False):
+            raise EmbedderError(f"model {self.name} has a tokenizer that is not of the tokenizers library")
+        return str(self.model.tokenizer.backend_tokenizer.to_str())
+
+    @property
+    def identity(self) -> None:
+        """Nothing tells its vectors to the bit: they depend on torch and on the device."""
+        return
+
     @cached_property
     def has_tokens(self) -> bool:
         """Whether the model gives vectors of tokens in context; static ones do not."""
@@ -188,6 +215,22 @@ class SentenceTransformerEmbedder:
         """The vectors of texts of equal token count, (n, dim), as the model gives them."""
         output = self._output(texts)["sentence_embedding"]
         vectors: NDArray[np.float32] = output[: len(texts), : self.model.truncate_dim].float().cpu().numpy()
+        return vectors
+
+    def _ids_forward(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The vectors of texts given as token ids, shape (n, t), as the model gives them."""
+        import torch
+
+        more = max(self._rows_at_end, math.ceil(LEAST_ROWS / max(1, ids.shape[1]))) - len(ids)
+        given = torch.from_numpy(np.concatenate([ids, *[ids[-1:]] * more]))
+        tokens = {"input_ids": given, "attention_mask": torch.ones_like(given)}
+        if "token_type_ids" in self.model.tokenizer.model_input_names:
+            tokens["token_type_ids"] = torch.zeros_like(given)
+        with torch.inference_mode():
+            output = self.model({name: tensor.to(self.model.device) for name, tensor in tokens.items()})
+        vectors: NDArray[np.float32] = (
+            output["sentence_embedding"][: len(ids), : self.model.truncate_dim].float().cpu().numpy()
+        )
         return vectors
 
     def _token_forward(self, texts: list[str]) -> list[Vectors]:

@@ -109,21 +109,59 @@ def calibrate(
     judged = objective(examples(rows))
     if judged is None:
         return Calibration(UNCALIBRATED, "none")
-    # More than one of them has tokens, or there would be no objective.
+    rows, gained = utilities(index, rows, judged, examples=examples, queries=queries, copies=copies, progress=progress)
+    return calibrated(gained, judged.name)
+
+
+def calibrated(gained: NDArray[np.float64], name: str) -> Calibration:
+    """The calibration that utilities lead to.
+
+    Args:
+        gained: The utility of each sampled example at each weight of `GRID`, shape (sample, weights).
+        name: Of the objective.
+    """
+    return Calibration(best_weight(gained), name, len(gained), tuple(np.round(gained.mean(axis=0), 6).tolist()))
+
+
+def utilities(
+    index: HybridIndex,
+    rows: Sequence[int],
+    judged: Objective,
+    *,
+    examples: Callable[[Sequence[int]], Sequence[Example]],
+    queries: Callable[[Sequence[int]], Sequence[Query]],
+    copies: NDArray[np.int64],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    weights: Sequence[float] = GRID,
+) -> tuple[list[int], NDArray[np.float64]]:
+    """How well the neighbours of held-out rows match them.
+
+    Args:
+        index: The index over the pool.
+        rows: The rows to hold out, one at a time.
+        judged: What a match is; at least one row has something to compare, or there would be no objective.
+        examples: As for `calibrate`.
+        queries: As for `calibrate`.
+        copies: As for `calibrate`.
+        progress: As for `calibrate`.
+        weights: The fusion weights to try.
+
+    Returns:
+        The rows that have something to compare, and their utility at each weight, shape (rows, weights).
+    """
     tokens = _Tokens(examples, judged.tokens)
     rows = [row for row, own in zip(rows, tokens(rows), strict=True) if own]
-    gained = np.zeros((len(rows), len(GRID)))
+    gained = np.zeros((len(rows), len(weights)))
     for start in range(0, len(rows), _BLOCK):
         block = rows[start : start + _BLOCK]
         for i, (row, scores) in enumerate(zip(block, index.score(queries(block)), strict=True), start=start):
             others = scores.restricted(copies != copies[row])
             [own] = tokens([row])
-            for j, weight in enumerate(GRID):
+            for j, weight in enumerate(weights):
                 hits = index.rank(others, DEMONSTRATIONS, Fusion(weight=weight))
                 gained[i, j] = judged.utility(own, tokens(hits.rows.tolist()))
         progress(start + len(block), len(rows))
-    means = gained.mean(axis=0)
-    return Calibration(_best_weight(gained), judged.name, len(rows), tuple(np.round(means, 6).tolist()))
+    return rows, gained
 
 
 class _Tokens:
@@ -142,7 +180,7 @@ class _Tokens:
         return [self._known[row] for row in rows]
 
 
-def _best_weight(gained: NDArray[np.float64]) -> float:
+def best_weight(gained: NDArray[np.float64], allowed: NDArray[np.bool_] | None = None) -> float:
     """The middle of the weights that the sample cannot tell from the best one.
 
     A mean within one standard error of the best mean, paired by example, is no evidence against its weight (the
@@ -150,10 +188,13 @@ def _best_weight(gained: NDArray[np.float64]) -> float:
 
     Args:
         gained: The utility of each sampled example at each weight of `GRID`, shape (sample, weights).
+        allowed: The weights to choose from, bool, shape (weights,); at least one. None for all.
     """
     means = gained.mean(axis=0)
-    best = int(means.argmax())
+    usable = np.flatnonzero(np.ones(len(means), dtype=np.bool_) if allowed is None else allowed)
+    best = int(usable[means[usable].argmax()])
     errors = (gained[:, [best]] - gained).std(axis=0, ddof=1) / np.sqrt(len(gained))
-    alike = np.flatnonzero(means >= means[best] - errors - 1e-12)
+    alike = usable[means[usable] >= (means[best] - errors - 1e-12)[usable]]
     middle = (GRID[alike[0]] + GRID[alike[-1]]) / 2
-    return min(GRID, key=lambda weight: (round(abs(weight - middle), 6), abs(weight - UNCALIBRATED)))
+    choice = [GRID[place] for place in usable]
+    return min(choice, key=lambda weight: (round(abs(weight - middle), 6), abs(weight - UNCALIBRATED)))

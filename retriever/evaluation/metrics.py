@@ -78,6 +78,11 @@ def best_overlap(query: TokenSet, chosen: Sequence[TokenSet]) -> float:
     return max((jaccard(query, tokens) for tokens in chosen), default=0.0)
 
 
+def mean_overlap(query: TokenSet, chosen: Sequence[TokenSet]) -> float:
+    """The mean overlap (Jaccard index) of a demonstration's labels with the query's; P@k where each has one label."""
+    return sum(jaccard(query, labels) for labels in chosen) / len(chosen) if chosen else 0.0
+
+
 def union_overlap(query: TokenSet, chosen: Sequence[TokenSet]) -> float:
     """Share of what the query's output has that stands in some demonstration's output; 1 when it has nothing.
 

@@ -1,0 +1,1 @@
+"""Adaptation: a map over frozen embeddings, learned from what the pool says is alike."""
