@@ -76,7 +76,8 @@
     line("query " + told.id + ", chosen for it:", "soft");
     told.picks.forEach((pick, rank) => {
       const one = points[pick];
-      line(rank + 1 + ". " + (one.label || one.output).slice(0, 40) + " · " + one.input.slice(0, 60), "soft");
+      const name = one.label || one.output;
+      line(rank + 1 + ". " + (name.length > 24 ? name.slice(0, 23) + "…" : name) + " · " + one.input, "soft pick");
     });
   }
 
@@ -85,9 +86,10 @@
     tip.hidden = false;
     tip.style.left = "0px";
     const left = Math.max(12, Math.min(event.pageX + 14, room - tip.offsetWidth - 12));
-    const above = event.clientY + 20 + tip.offsetHeight > window.innerHeight;
+    const above = event.clientY > window.innerHeight / 2;
+    const top = above ? event.pageY - tip.offsetHeight - 14 : event.pageY + 16;
     tip.style.left = left + "px";
-    tip.style.top = (above ? Math.max(8, event.pageY - tip.offsetHeight - 14) : event.pageY + 16) + "px";
+    tip.style.top = Math.max(window.scrollY + 8, top) + "px";
   }
 
   // A query lies among examples, an example that is asked itself right under it: near a query, it is what is meant.
