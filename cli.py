@@ -25,6 +25,7 @@ from retriever.display import (
     show_plan,
     show_prompt,
     show_selection,
+    show_tuning,
     show_verification,
 )
 from retriever.interrupt import insisting
@@ -38,6 +39,7 @@ from retriever.options import (
     PROMPT_LIMITS,
     RECIPE,
     ROW_LIMITS,
+    TUNING,
     AdaptKind,
     Curate,
     EvalForm,
@@ -57,6 +59,7 @@ from retriever.options import (
     recipe_options,
     settings_of,
     size,
+    tune_settings_of,
     with_options,
 )
 from retriever.terminal import amount, columns, inert_json, printable, printable_lines, progress, table
@@ -774,6 +777,66 @@ def evaluate_(
         _emit(found.to_dict(times=times))
     else:
         show_evaluation(found, worst=settings.worst, times=times)
+
+
+@app.command(name="tune", no_args_is_help=True)
+@_reported
+@with_options(tuning=TUNING, fields=FIELDS, prompt_options=PROMPT, embedder=EMBEDDER, limits=PROMPT_LIMITS)
+def tune_(
+    index: Index,
+    queries: Annotated[
+        Path | None, typer.Argument(help="File of queries with their true outputs or labels.", show_default=False)
+    ] = None,
+    leave_one_out: Annotated[
+        int | None, typer.Option("--leave-one-out", help="In place of QUERIES: ask N examples of the pool (2,000).")
+    ] = None,
+    recipe_files: Annotated[
+        list[Path] | None, typer.Option("--recipe", help="Recipe to try as well.", show_default=False)
+    ] = None,
+    qrels: Annotated[
+        Path | None, typer.Option("--qrels", help="File of relevance judgements.", show_default=False)
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Leave the index as it is.")] = False,
+    format: Annotated[str | None, typer.Option(help="Format of QUERIES.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop if a query is bad (exit 7).")] = False,
+    json_output: JsonFlag = False,
+    *,
+    tuning: Mapping[str, object],
+    fields: Mapping[str, object],
+    prompt_options: Mapping[str, object],
+    embedder: Mapping[str, object],
+    limits: Mapping[str, object],
+) -> None:
+    """Search a better recipe, and make it the index's default if it surely is one.
+
+    \b
+    retriever tune tickets.index --dry-run
+    retriever tune tickets.index dev.jsonl --metric majority-vote --try-k 4 --try-k 16 --token-cost 0.01
+    """
+    from retriever.evaluation.queries import read_qrels
+    from retriever.evaluation.tune import tune
+    from retriever.formats import read_queries
+
+    bad = BadRows(strict=strict)
+    named = fields_of(fields)
+    asked = None if queries is None else read_queries(str(queries), fields=named, format=format, on_bad=bad)
+    judged = None if qrels is None else read_qrels(qrels)
+    with _open(index, embedder, limits=limits) as retriever, progress() as shown:
+        found = tune(
+            retriever,
+            asked,
+            leave_one_out=leave_one_out,
+            qrels=judged,
+            recipes={str(file): file for file in recipe_files or ()},
+            settings=tune_settings_of(tuning, prompt_options),
+            dry_run=dry_run,
+            progress=shown,
+        )
+    bad.report()
+    if _wants_json(json_output):
+        _emit(found.to_dict())
+    else:
+        show_tuning(found)
 
 
 @app.command(no_args_is_help=True)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from retriever.embedders import Embedder, EmbedderSettings
     from retriever.errors import RetrieverError
     from retriever.evaluation.evaluate import evaluate
+    from retriever.evaluation.tune import tune
     from retriever.example import Example
     from retriever.formats import BadRow, Fields, Limits
     from retriever.prompting import Prompt, Template
@@ -45,6 +46,7 @@ __all__ = [
     "Template",
     "Update",
     "evaluate",
+    "tune",
 ]
 
 _MODULES = {
@@ -66,6 +68,7 @@ _MODULES = {
     "Template": "prompting",
     "Update": "retriever",
     "evaluate": "evaluation.evaluate",
+    "tune": "evaluation.tune",
 }
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from retriever.evaluation.asking import Cost
     from retriever.evaluation.intervals import Interval
     from retriever.evaluation.results import Evaluation, MetricResult, QueryResult, Score
+    from retriever.evaluation.tuned import Tuning
     from retriever.example import Json
     from retriever.plan import BuildPlan
     from retriever.repair import Repair
@@ -238,6 +239,44 @@ def show_cost(cost: Cost) -> None:
         f"{cost.prompts:,} prompts: {cost.kept:,} answered before, {cost.calls:,} calls{left_out}; about "
         f"{cost.prompt_tokens:,} tokens of prompts and at most {cost.answer_tokens:,} of answers"
     )
+
+
+def show_tuning(found: Tuning) -> None:
+    """Every recipe that was tried, the best first, and what the chosen one gains where it was not chosen."""
+    level = f"{float(str(found.settings['level'])):.0%}"
+    asked, measured = found.settings["queries_to_choose"], found.settings["queries_to_measure"]
+    typer.echo(f"{found.objective}: {asked} queries to choose by, {measured} others to measure by, {found.asked}")
+    rows = [
+        {
+            "recipe": printable(one.name),
+            "queries": str(one.queries),
+            "mean": _figure(one.mean),
+            f"{level} interval": _ends(one.interval),
+            "difference": "" if one.verdict == "chosen" else _figure(one.difference, "+"),
+            f"its {level} interval": "" if one.verdict == "chosen" else _ends(one.difference_interval, "+"),
+            "verdict": one.verdict,
+        }
+        for one in sorted(found.tried, key=lambda one: (-one.queries, -one.mean))
+    ]
+    typer.echo(table(rows))
+    typer.echo(f"\n{_outcome(found)}")
+    for line in found.notes:
+        note(line)
+
+
+def _outcome(found: Tuning) -> str:
+    """What the chosen recipe gains, and what became of it."""
+    gain, name = found.gain, printable(found.chosen.name)
+    if name == "own":
+        return "No recipe is better than the own one as far as the queries tell. Nothing was changed."
+    told = (
+        f"{name}: {_figure(gain.chosen)} on the other queries, the own recipe {_figure(gain.own)}, "
+        f"gain {_figure(gain.difference, '+')} ({_ends(gain.interval, '+')})."
+    )
+    if not gain.sure:
+        return f"{told}\nThe gain may be chance. Nothing was changed."
+    done = "Nothing was changed" if found.written is None else f"It is the default of {found.written}"
+    return f"{told}\n{done}."
 
 
 def _figures(score: Score, level: str) -> dict[str, str]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from retriever import EmbedderSettings, Fields, Limits, PromptOptions
     from retriever.evaluation.asking import Asking
     from retriever.evaluation.evaluate import EvalSettings
+    from retriever.evaluation.tune import TuneSettings
     from retriever.example import Json
     from retriever.ranking.recipe import Options
 
@@ -126,6 +127,16 @@ EVALUATION: Mapping[str, object] = {
     "resamples": _option(int | None, "--resamples", help="Of the bootstrap (10,000).", panel=_EVALUATION),
     "level": _option(float | None, "--level", help="Of the intervals (0.95).", panel=_EVALUATION),
     "worst": _option(int | None, "--worst", help="Labels and queries that are told (10).", panel=_EVALUATION),
+}
+TUNING: Mapping[str, object] = {
+    "metric": _option(
+        str | None, "--metric", help="What is to be high (the first that eval shows).", panel=_EVALUATION
+    ),
+    "ks": _option(list[int] | None, "--try-k", help="K to try; asks for --token-cost.", panel=_EVALUATION),
+    "token_cost": _option(float | None, "--token-cost", help="What 1,000 tokens take off.", panel=_EVALUATION),
+    "seed": EVALUATION["seed"],
+    "resamples": EVALUATION["resamples"],
+    "level": EVALUATION["level"],
 }
 ASKING: Mapping[str, object] = {
     "backend": _option(str | None, "--backend", help="As of ask; its answers are judged.", panel=_ASKING),
@@ -263,6 +274,14 @@ def eval_settings_of(options: Mapping[str, object], prompt: Mapping[str, object]
 
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
     return EvalSettings(**given, prompt=prompt_options_of(prompt))  # type: ignore[arg-type]
+
+
+def tune_settings_of(options: Mapping[str, object], prompt: Mapping[str, object]) -> TuneSettings:
+    """The groups `TUNING` and `PROMPT` as `tune` takes them."""
+    from retriever.evaluation.tune import TuneSettings
+
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    return TuneSettings(**given, prompt=prompt_options_of(prompt))  # type: ignore[arg-type]
 
 
 def asking_of(options: Mapping[str, object]) -> Asking | None:

@@ -16,7 +16,7 @@ from retriever.errors import InvalidInput
 from retriever.example import Example
 from retriever.filters import Filters
 from retriever.pipelining import one_ahead
-from retriever.ranking.guard import LEVELS, leak
+from retriever.ranking.guard import LEVELS, Guard, leak
 from retriever.ranking.pipeline import Check, Lookup, Ranked, Rows, rank
 from retriever.ranking.recipe import Part, Recipe
 from retriever.ranking.seeding import permutation
@@ -94,6 +94,37 @@ class Selector:
             vectors: The vectors of the queries' keys, shape (queries, dim), when they are known already.
         """
         recipe = self._filled(recipe)
+        for query, own, scores in self._scored(queries, recipe, vectors):
+            yield self._select_one(query, scores, recipe, own, self._check(query, recipe))
+
+    def select_each(self, queries: Sequence[Example], recipes: Sequence[Recipe]) -> Iterator[tuple[Selection, ...]]:
+        """For each of a few hundred queries its selection by each recipe, the same as `select` gives.
+
+        Queries are embedded and scored once for all recipes that differ only in what comes after, and a row that the
+        guard has looked at is not looked at again.
+        """
+        filled = [self._filled(recipe) for recipe in recipes]
+        alike: dict[str, list[int]] = {}
+        for place, recipe in enumerate(filled):
+            # A lexical selection is scored without vectors, so that no strategy sees them either.
+            what = [asdict(recipe.filter), recipe.retrieve.mode == "lexical", _leaves_itself_out(recipe)]
+            alike.setdefault(json.dumps(what), []).append(place)
+        groups = list(alike.values())
+        for scored in zip(*(self._scored(queries, filled[group[0]], None) for group in groups), strict=True):
+            made: dict[int, Selection] = {}
+            checks: dict[Guard, Check | None] = {}
+            for group, (query, own, scores) in zip(groups, scored, strict=True):
+                for place in group:
+                    recipe = filled[place]
+                    if recipe.guard not in checks:
+                        checks[recipe.guard] = _remembered(self._check(query, recipe))
+                    made[place] = self._select_one(query, scores, recipe, own, checks[recipe.guard])
+            yield tuple(made[place] for place in range(len(filled)))
+
+    def _scored(
+        self, queries: Sequence[Example], recipe: Recipe, vectors: NDArray[np.float32] | None
+    ) -> Iterator[tuple[Example, int | None, ChannelScores]]:
+        """Each query, where it stands in the pool itself, and the scores of what the recipe lets it have."""
         texts = [self.snapshot.key.text(query) for query in queries]
         terms = [self.snapshot.analyze(text) for text in texts]
         vectors = self._vectors(texts, terms, recipe, vectors)
@@ -110,8 +141,7 @@ class Selector:
 
         blocks = [slice(start, start + self.block) for start in range(0, len(queries), self.block)]
         for block, scored in zip(blocks, one_ahead(score, blocks), strict=True):
-            for query, scores, at in zip(queries[block], scored, own[block], strict=True):
-                yield self._select_one(query, scores, recipe, at)
+            yield from zip(queries[block], own[block], scored, strict=True)
 
     def _filled(self, recipe: Recipe) -> Recipe:
         """The recipe with the calibrated weight and every default filled in, so that what is stored says all."""
@@ -147,7 +177,7 @@ class Selector:
 
     def _own_places(self, queries: Sequence[Example], recipe: Recipe) -> list[int | None]:
         """Where the queries themselves stand in the pool, if they do and the guard is to leave them out."""
-        if LEVELS.index(recipe.guard.level) < LEVELS.index("self"):
+        if not _leaves_itself_out(recipe):
             return [None] * len(queries)
         places = self.snapshot.places_of([query.id for query in queries])
         return [places.get(query.id) for query in queries]
@@ -200,7 +230,9 @@ class Selector:
         candidates = Candidates(rows, np.zeros(len(rows)), reader)
         return rows[method.pick(candidates, part.k, settings).places]
 
-    def _select_one(self, query: Example, scores: ChannelScores, recipe: Recipe, own: int | None) -> Selection:
+    def _select_one(
+        self, query: Example, scores: ChannelScores, recipe: Recipe, own: int | None, check: Check | None
+    ) -> Selection:
         retrieve = recipe.retrieve
         assert retrieve.weight is not None
         ranked = rank(
@@ -214,7 +246,7 @@ class Selector:
                 lambda part: self._shared_rows(part, recipe),
                 lambda rows: self._rescorer.scores(recipe.rerank, query, rows),
             ),
-            check=self._check(query, recipe),
+            check=check,
         )
         left_out = [*sorted(ranked.blocked.items()), *sorted(ranked.barred.items())]
         dropped = [*([] if own is None else [(own, "the query itself")]), *left_out]
@@ -256,6 +288,26 @@ class Selector:
         if guard.group is None and LEVELS.index(guard.level) <= LEVELS.index("self"):
             return None
         return lambda rows: [leak(query, example, guard) for example in self.snapshot.examples(rows)]
+
+
+def _leaves_itself_out(recipe: Recipe) -> bool:
+    """Whether the guard leaves out the example with the query's own id."""
+    return LEVELS.index(recipe.guard.level) >= LEVELS.index("self")
+
+
+def _remembered(check: Check | None) -> Check | None:
+    """The same test, which looks at each row once."""
+    if check is None:
+        return None
+    known: dict[int, str | None] = {}
+
+    def look(rows: Rows) -> list[str | None]:
+        new = [row for row in rows.tolist() if row not in known]
+        if new:
+            known.update(zip(new, check(np.array(new, dtype=np.int64)), strict=True))
+        return [known[row] for row in rows.tolist()]
+
+    return look
 
 
 def _notes(scores: ChannelScores, ranked: Ranked, recipe: Recipe) -> tuple[str, ...]:

@@ -60,6 +60,7 @@ def test_the_public_names_are_these_and_no_others():
         "Template",
         "Update",
         "evaluate",
+        "tune",
     ]
     assert len(retriever.__all__) <= 20
 

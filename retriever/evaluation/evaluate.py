@@ -23,7 +23,7 @@ from retriever.evaluation.asking import Asking, Cost, ask, missing, values_of
 from retriever.evaluation.comparison import Values, by_label, by_query, compared
 from retriever.evaluation.intervals import Bootstrap
 from retriever.evaluation.judge import ANSWER_METRICS, MOST_CHOICES, AnswerMetric, answer_metric, is_answer_metric
-from retriever.evaluation.judged import NEEDS, Judged, Metric, default_metrics, metric
+from retriever.evaluation.judged import NEEDS, Grades, Judged, Metric, default_metrics, metric
 from retriever.evaluation.queries import Qrels, as_asked, held_out
 from retriever.evaluation.results import Evaluated, Evaluation
 from retriever.example import Example, Json, as_query
@@ -113,7 +113,7 @@ def evaluate(
     """
     settings = settings or EvalSettings()
     snapshot = retriever.snapshot
-    asked, grades = _queries(snapshot, queries, leave_one_out, settings), qrels or {}
+    asked, grades = questions(snapshot, queries, leave_one_out, guard=settings.guard, seed=settings.seed), qrels or {}
     judges, metrics = _metrics(settings, asked, grades, asking, lambda: _choices(snapshot))
     effective = _recipes(retriever, recipes, metrics, settings)
     task = _Task(retriever, snapshot, asked, grades, metrics, settings.prompt, asking is not None, progress)
@@ -134,7 +134,7 @@ def evaluate(
     texts = {} if answers is None else answers.texts
     ordered = by_query(results[0], asked, values[0], {name: one.ids for name, one in measured.items()}, texts)
     return Evaluation(
-        _known_by(snapshot),
+        known_by(snapshot),
         "queries" if leave_one_out is None else "leave-one-out",
         len(asked),
         _told(settings, asking),
@@ -172,22 +172,25 @@ def recipes_of(retriever: Retriever, files: Sequence[Path] = ()) -> dict[str, Re
     return found | {file.stem if names[file.stem] == 1 else str(file): Recipe.of(file) for file in files}
 
 
-def _queries(
-    snapshot: Snapshot, queries: Iterable[QueryLike] | None, leave_one_out: int | None, settings: EvalSettings
+def questions(
+    snapshot: Snapshot, queries: Iterable[QueryLike] | None, leave_one_out: int | None, *, guard: str, seed: int
 ) -> list[Example]:
+    """What is asked: the given queries, or a sample of the pool.
+
+    Raises:
+        InvalidInput: Both or neither, no query, or a held-out example whose near copies would answer.
+    """
     if (queries is None) == (leave_one_out is None):
         raise InvalidInput(
             "neither queries nor leave_one_out" if queries is None else "both queries and leave_one_out",
             expected="one of them",
         )
-    if leave_one_out is not None and settings.guard != "near":
+    if leave_one_out is not None and guard != "near":
         raise InvalidInput(
-            f"guard = {settings.guard!r} with leave-one-out",
+            f"guard = {guard!r} with leave-one-out",
             expected="near: a copy of the held-out example would give its answer away",
         )
-    asked = (
-        list(map(as_query, queries)) if queries is not None else held_out(snapshot, leave_one_out or 0, settings.seed)
-    )
+    asked = list(map(as_query, queries)) if queries is not None else held_out(snapshot, leave_one_out or 0, seed)
     if not asked:
         raise InvalidInput("no query", expected="at least one")
     return asked
@@ -298,36 +301,50 @@ class _Task:
             )
             if made is not None and self.keep_prompts:
                 prompts.append(made)
-            judged = self._judged(selection, self.queries[place], None if made is None else made.tokens)
+            truth, tokens = self.queries[place], None if made is None else made.tokens
+            seen = judged(self.snapshot, selection, truth, tokens, self.qrels.get(truth.id, {}))
             for number, one in enumerate(self.metrics):
-                if one.judges(judged.truth, judged.grades):
-                    values[number, place] = one(judged)
+                if one.judges(seen.truth, seen.grades):
+                    values[number, place] = one(seen)
             ids.append(selection.ids)
             self.progress(name, place + 1, len(self.queries))
             started = time.perf_counter()
         return _Measured(values, ids, selection.recipe, prompts, 1e3 * took / len(self.queries))
 
-    def _judged(self, selection: Selection, truth: Example, tokens: int | None) -> Judged:
-        if (selection.generation, selection.revision) != _state(self.snapshot):
-            raise InvalidInput("the index changed while it was evaluated", fix="evaluate it again")
-        places = self.snapshot.places_of(selection.ids)
-        rows = np.array([places[identity] for identity in selection.ids], dtype=np.int64)
-        return Judged(
-            truth,
-            tuple(demonstration.example for demonstration in selection),
-            tuple(demonstration.score for demonstration in selection),
-            self.snapshot.index.dense.vectors(rows),
-            selection.recipe.select.k,
-            tokens,
-            self.qrels.get(truth.id, {}),
-        )
+
+def judged(snapshot: Snapshot, selection: Selection, truth: Example, tokens: int | None, grades: Grades) -> Judged:
+    """A selection with what is known of its query.
+
+    Args:
+        snapshot: The view of the pool that the selection is to come from.
+        selection: The selection.
+        truth: The query with its true output and labels.
+        tokens: The length of the prompt, where something asks for it.
+        grades: Relevance judgements of the query.
+
+    Raises:
+        InvalidInput: The selection comes from another view.
+    """
+    if (selection.generation, selection.revision) != _state(snapshot):
+        raise InvalidInput("the index changed while it was evaluated", fix="evaluate it again")
+    places = snapshot.places_of(selection.ids)
+    rows = np.array([places[identity] for identity in selection.ids], dtype=np.int64)
+    return Judged(
+        truth,
+        tuple(demonstration.example for demonstration in selection),
+        tuple(demonstration.score for demonstration in selection),
+        snapshot.index.dense.vectors(rows),
+        selection.recipe.select.k,
+        tokens,
+        grades,
+    )
 
 
 def _state(snapshot: Snapshot) -> tuple[str, int]:
     return snapshot.base.generation.name, snapshot.revision.number
 
 
-def _known_by(snapshot: Snapshot) -> dict[str, Json]:
+def known_by(snapshot: Snapshot) -> dict[str, Json]:
     """What an index is known by, wherever it lies; the chain tells its content."""
     generation, revision = _state(snapshot)
     chain = snapshot.revision.chain

@@ -53,11 +53,9 @@ class Score:
         return {
             "recipe": self.recipe,
             "mean": rounded(self.mean),
-            "low": _end(self.interval, "low"),
-            "high": _end(self.interval, "high"),
+            **ends("", self.interval),
             "difference": rounded(self.difference),
-            "difference_low": _end(self.difference_interval, "low"),
-            "difference_high": _end(self.difference_interval, "high"),
+            **ends("difference_", self.difference_interval),
             "verdict": self.verdict,
         }
 
@@ -216,5 +214,8 @@ def _rounded(values: Mapping[str, float]) -> dict[str, Json]:
     return {name: rounded(value) for name, value in values.items()}
 
 
-def _end(interval: Interval | None, which: str) -> Json:
-    return None if interval is None else rounded(interval.low if which == "low" else interval.high)
+def ends(name: str, interval: Interval | None) -> dict[str, Json]:
+    """An interval as it is written, under names that begin with `name`."""
+    if interval is None:
+        return {f"{name}low": None, f"{name}high": None}
+    return {f"{name}low": rounded(interval.low), f"{name}high": rounded(interval.high)}
