@@ -186,12 +186,12 @@ class Sample:
         vectors = rows.take(np.sort(order)).astype(np.float64)
         vectors = vectors[vectors.any(axis=1)][:SAMPLE]
         queries = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-        dense = DenseIndex([Segment.over(rows)])
+        dense = DenseIndex([Segment(rows)])
         best = np.full((len(queries), DEPTH), _NOTHING, np.float32)
         for start in range(0, len(rows), _BLOCK_ROWS):
             here = slice(start, start + _BLOCK_ROWS)
             part = VectorRows(rows.values[here], None if rows.scales is None else rows.scales[here])
-            scores = DenseIndex([Segment.over(part)]).scores(queries)
+            scores = DenseIndex([Segment(part)]).scores(queries)
             scores[scores > _COPY] = _NOTHING
             together = np.concatenate([best, scores], axis=1)
             best = np.partition(together, together.shape[1] - DEPTH, axis=1)[:, -DEPTH:]

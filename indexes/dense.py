@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -65,21 +66,19 @@ class Segment:
 
     Attributes:
         rows: Unit or zero rows, as they are stored.
-        zero_rows: Which rows are zero, int64, shape (zero rows,).
     """
 
     rows: VectorRows
-    zero_rows: Rows
-
-    @classmethod
-    def over(cls, rows: VectorRows) -> Segment:
-        """A run of stored rows, its zero rows found."""
-        return cls(rows, rows.zero_rows())
 
     @classmethod
     def of(cls, vectors: Vectors, kind: str = "float32") -> Segment:
         """A run of vectors, in one of `indexes.vector_storage.TYPES`."""
-        return cls.over(VectorRows.of(vectors, kind))
+        return cls(VectorRows.of(vectors, kind))
+
+    @cached_property
+    def zero_rows(self) -> Rows:
+        """Which rows are zero, int64, shape (zero rows,); found when they are first asked for, not at opening."""
+        return self.rows.zero_rows()
 
     def __len__(self) -> int:
         """How many rows."""

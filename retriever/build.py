@@ -144,7 +144,7 @@ def publish(
     if len(texts.texts) < len(texts):
         rows = rows.stored(texts.number)
     searched = rows if adaptation is None else adaptation.moved_rows(rows)
-    segment = Segment.over(searched)
+    segment = Segment(searched)
     kind = RankBM25Index if settings.lexical == "rank-bm25" else BM25Index
     # Calibration needs the exact index; whether FAISS proposes the same rows is another question.
     index = HybridIndex(DenseIndex([segment]), kind([postings], settings.scoring()))

@@ -164,7 +164,7 @@ def _parse(generation: Generation) -> Base:
         generation,
         settings,
         rows,
-        Segment.over(searched),
+        Segment(searched),
         Postings(
             Vocabulary(generation.array("terms", np.uint8), generation.array("term_offsets", np.int64)),
             generation.array("posting_offsets", np.int64),

@@ -184,10 +184,7 @@ def cloud(report: Report) -> Figure:
     points: list[Json] = [
         {**_told(example), "times": times} for example, times in zip(of.examples, of.chosen, strict=True)
     ]
-    queries: list[Json] = [
-        {**_told(one.query), "picks": list(one.picks), "scores": [round(s, 3) for s in one.scores]}
-        for one in of.queries
-    ]
+    queries: list[Json] = [{**_told(one.query), "picks": list(one.picks)} for one in of.queries]
     first, second = of.shares
     return Figure(
         "map",

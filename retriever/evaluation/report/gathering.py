@@ -122,7 +122,6 @@ class Usage:
         chosen: How many examples are chosen at all.
         never: The first examples of the pool that never are.
         never_classes: Labels none of whose examples is ever chosen, each with its number of examples.
-        times: How many examples are chosen once, twice and so on, by number of times.
     """
 
     picks: int
@@ -130,7 +129,6 @@ class Usage:
     chosen: int
     never: Sequence[Example]
     never_classes: Sequence[tuple[str, int]]
-    times: Mapping[int, int]
 
 
 @dataclass(frozen=True)
@@ -327,7 +325,6 @@ def _usage(snapshot: Snapshot, selections: Sequence[Selection], pool: Pool, list
         len(counts),
         never,
         [one for one in pool.classes if one[0] not in used],
-        dict(sorted(Counter(counts.values()).items())),
     )
 
 

@@ -28,13 +28,11 @@ class Asked:
         query: With its true output and labels.
         place: Where it lies.
         picks: Its choices as numbers of the map's examples, best first.
-        scores: Their scores.
     """
 
     query: Example
     place: tuple[float, float]
     picks: tuple[int, ...]
-    scores: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,6 @@ def map_of(
                 given[place],
                 (float(where[row, 0]), float(where[row, 1])),
                 tuple(number[identity] for identity in selections[place].ids[:MOST_PICKS]),
-                tuple(one.score for one in list(selections[place])[:MOST_PICKS]),
             )
             for row, place in enumerate(asked)
         ],

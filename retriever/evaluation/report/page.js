@@ -34,7 +34,7 @@
     const free = { fixedrange: touch.matches };
     return {
       height: parseFloat(box.style.height),
-      margin: { l: 48, r: 12, t: map ? 40 : 8, b: 48 },
+      margin: { l: 48, r: 12, t: map ? 40 : 8, b: map ? 60 : 48 },
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: getComputedStyle(document.body).fontFamily, size: 13,
@@ -76,7 +76,8 @@
     line("query " + told.id + ", chosen for it:", "soft");
     told.picks.forEach((pick, rank) => {
       const one = points[pick];
-      line(rank + 1 + ". " + (one.label || one.output).slice(0, 40) + " · " + one.input.slice(0, 60), "soft");
+      const name = one.label || one.output;
+      line(rank + 1 + ". " + (name.length > 24 ? name.slice(0, 23) + "…" : name) + " · " + one.input, "soft pick");
     });
   }
 
@@ -85,15 +86,20 @@
     tip.hidden = false;
     tip.style.left = "0px";
     const left = Math.max(12, Math.min(event.pageX + 14, room - tip.offsetWidth - 12));
-    const above = event.clientY + 20 + tip.offsetHeight > window.innerHeight;
+    const above = event.clientY > window.innerHeight / 2;
+    const top = above ? event.pageY - tip.offsetHeight - 14 : event.pageY + 16;
     tip.style.left = left + "px";
-    tip.style.top = (above ? Math.max(8, event.pageY - tip.offsetHeight - 14) : event.pageY + 16) + "px";
+    tip.style.top = Math.max(window.scrollY + 8, top) + "px";
   }
 
-  // An example that is asked itself lies where its query does, and the query is what is pointed at.
-  function queryAt(figure, x, y) {
-    const queries = figure.data[3];
-    return queries.x.findIndex((one, place) => one === x && queries.y[place] === y);
+  // A query lies among examples, an example that is asked itself right under it: near a query, it is what is meant.
+  function queryAt(box, point) {
+    const { xaxis, yaxis } = box._fullLayout;
+    const queries = box.data[3];
+    const apart = queries.x.map((x, place) =>
+      Math.hypot(xaxis.d2p(x) - xaxis.d2p(point.x), yaxis.d2p(queries.y[place]) - yaxis.d2p(point.y)));
+    const nearest = apart.indexOf(Math.min(...apart));
+    return apart[nearest] < 5 ? nearest : -1;
   }
 
   function lines(box, query) {
@@ -108,7 +114,7 @@
     const box = document.getElementById(figure.name);
     let drawn = null;
     box.on("plotly_hover", ({ points: [point], event }) => {
-      const query = figure.name === "map" ? queryAt(figure, point.x, point.y) : -1;
+      const query = figure.name === "map" ? queryAt(box, point) : -1;
       fill(query < 0 ? point.customdata : figure.data[3].customdata[query], figure.data[0].customdata);
       place(event);
       if (figure.name === "map" && query !== drawn) { drawn = query; lines(box, query); }
