@@ -807,7 +807,7 @@ def tune_(
     embedder: Mapping[str, object],
     limits: Mapping[str, object],
 ) -> None:
-    """Search a better recipe, and make it the index's default if it surely is one.
+    """Search a better recipe, and keep it if it surely is one.
 
     \b
     retriever tune tickets.index --dry-run
@@ -869,7 +869,7 @@ def report(
     embedder: Mapping[str, object],
     limits: Mapping[str, object],
 ) -> None:
-    """Write a page about an index: its pool, its faults, a map, recipes compared, its worst queries.
+    """Write a page about an index: faults, map, recipes, worst queries.
 
     \b
     retriever report tickets.index -o report.html
@@ -997,11 +997,10 @@ def adapt(
     undo: Annotated[bool, typer.Option("--undo", help="Search the embedder's own vectors again.")] = False,
     json_output: JsonFlag = False,
 ) -> None:
-    """Learn from the pool's labels or outputs what is alike, and search by it where that helps.
+    """Learn from labels or outputs what is alike; keep what helps.
 
     \b
     retriever adapt tickets.index
-    retriever adapt tickets.index --kind low-rank --json
     retriever adapt tickets.index --undo
     """
     with _open(index, {}) as retriever, progress() as shown:

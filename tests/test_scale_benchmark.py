@@ -12,6 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import scale
 
+from retriever import IndexSettings, Retriever
+
 
 def test_a_smaller_pool_is_the_beginning_of_a_larger_one(monkeypatch):
     monkeypatch.setattr(scale, "_CHUNK", 8)
@@ -36,8 +38,26 @@ def test_exponents_of_a_constant_a_line_and_a_square():
 
 
 def test_a_run_gives_every_column(tmp_path, monkeypatch):
-    monkeypatch.setattr(scale, "_QUERIES", 3)
     monkeypatch.setattr(scale, "_ADDS", 2)
-    built, used = scale.build(50, 8, tmp_path / "i"), scale.use(8, tmp_path / "i")
+    built = scale.build(50, 8, tmp_path / "i", IndexSettings(vectors="int8"))
+    used = scale.use(50, 8, tmp_path / "i", 3)
     assert {*built, *used} == set(scale.COLUMNS)
     assert all(value > 0 for value in (built | used).values())
+
+
+@pytest.mark.parametrize("size", [5, 200])
+def test_an_exact_search_finds_all_and_one_of_other_vectors_does_not(tmp_path, monkeypatch, size):
+    monkeypatch.setattr(scale, "_CHUNK", 64)
+    queries, words = list(scale.examples(6, seed=1)), scale.Words(8)
+    with Retriever.build(scale.examples(size), tmp_path / "i", embedder=words, weight=0.5) as index:
+        assert scale.recall(size, index, words, queries) == 1.0
+    with Retriever.build(scale.examples(size, seed=2), tmp_path / "o", embedder=words, weight=0.5) as other:
+        assert scale.recall(size, other, words, queries) < 1.0
+
+
+def test_equal_figures_give_equal_curves(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows = [dict.fromkeys(scale.COLUMNS, float(size)) for size in (10, 100)]
+    for name in ("a", "b"):
+        scale.plot([10, 100], rows, tmp_path / f"{name}.svg")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
