@@ -207,7 +207,7 @@ def _selected(selection: Selection) -> dict[str, Json]:
         "demonstrations": [demonstration.to_dict() for demonstration in chosen],
         "dropped": [{"id": dropped.id, "reason": dropped.reason} for dropped in selection.dropped],
         "notes": list(selection.notes),
-        "recipe": selection.recipe.to_dict(),
+        "recipe": dict(selection.recipe.data),
         "generation": selection.generation,
         "revision": selection.revision,
     }

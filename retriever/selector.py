@@ -15,7 +15,6 @@ from indexes.hybrid import ChannelScores, Fusion, Query
 from retriever.errors import InvalidInput
 from retriever.example import Example
 from retriever.filters import Filters
-from retriever.pipelining import one_ahead
 from retriever.ranking.guard import LEVELS, Guard, leak
 from retriever.ranking.pipeline import Check, Lookup, Ranked, Rows, rank
 from retriever.ranking.recipe import Part, Recipe
@@ -27,7 +26,7 @@ from retriever.rescoring import Rescorer
 from retriever.selection import Demonstration, Dropped, Selection, channel_scores
 from retriever.snapshot import Snapshot
 
-_BLOCK_BYTES = 64 << 20
+_BLOCK_BYTES = 128 << 20
 _BYTES_PER_SCORE = 12
 MAX_BLOCK = 256
 """Queries that are embedded at once."""
@@ -85,8 +84,8 @@ class Selector:
     ) -> Iterator[Selection]:
         """The selections for a few hundred queries, in their order.
 
-        They are embedded all at once and scored in blocks that keep the memory bounded; while the demonstrations of
-        one block are chosen, the next one is scored in another thread.
+        They are embedded all at once, and scored in blocks that keep the memory bounded. To score one block while the
+        demonstrations of another are chosen gained nothing on two cores: both are busy already.
 
         Args:
             queries: The queries.
@@ -132,15 +131,13 @@ class Selector:
         own = self._own_places(queries, recipe)
         excluded = list(self.snapshot.places_of(recipe.filter.exclude).values())
 
-        def score(block: slice) -> list[ChannelScores]:
+        for start in range(0, len(queries), self.block):
+            block = slice(start, start + self.block)
             masks = [
                 self._filters.eligible(query, recipe.filter, [*excluded, *([] if at is None else [at])])
                 for query, at in zip(queries[block], own[block], strict=True)
             ]
-            return self.snapshot.index.score(given[block], masks)
-
-        blocks = [slice(start, start + self.block) for start in range(0, len(queries), self.block)]
-        for block, scored in zip(blocks, one_ahead(score, blocks), strict=True):
+            scored = self.snapshot.index.score(given[block], masks)
             yield from zip(queries[block], own[block], scored, strict=True)
 
     def _filled(self, recipe: Recipe) -> Recipe:

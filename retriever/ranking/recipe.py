@@ -386,6 +386,11 @@ class Recipe:
         """The recipe as plain data; `Recipe.of` gives it back."""
         return {name: {k: _plain(v) for k, v in section.items()} for name, section in asdict(self).items()}
 
+    @cached_property
+    def data(self) -> Mapping[str, Json]:
+        """What `to_dict` gives, worked out once and for reading only: every record of an export holds it."""
+        return self.to_dict()
+
     def filled(self) -> Recipe:
         """The same with the default of every strategy's settings that were left out."""
         return replace(self, select=self.select.filled())
