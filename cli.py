@@ -6,7 +6,7 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -66,7 +66,7 @@ from retriever.terminal import amount, columns, inert_json, printable, printable
 
 if TYPE_CHECKING:
     from retriever import Retriever
-    from retriever.example import Json
+    from retriever.example import Example, Json
 
 Result = TypeVar("Result")
 Source = Annotated[Path, typer.Argument(metavar="FILE", help="File of examples; - is standard input.")]
@@ -74,6 +74,13 @@ DefaultRecipe = Annotated[
     Path | None,
     typer.Option("--recipe", help="Recipe, TOML or .json: the index's default.", rich_help_panel="Selection"),
 ]
+TrueQueries = Annotated[
+    Path | None, typer.Argument(help="File of queries with their true outputs or labels.", show_default=False)
+]
+ComparedRecipes = Annotated[
+    list[Path] | None, typer.Option("--recipe", help="Recipe to compare; left out: every mode.", show_default=False)
+]
+QrelsFile = Annotated[Path | None, typer.Option("--qrels", help="File of relevance judgements.", show_default=False)]
 MaxMemory = Annotated[
     int | None,
     typer.Option(
@@ -704,6 +711,15 @@ def audit(
         show_audit(found)
 
 
+def _true_queries(
+    queries: Path | None, fields: Mapping[str, object], format: str | None, bad: BadRows
+) -> Iterator[Example] | None:
+    """The queries of a file, if one was named."""
+    from retriever.formats import read_queries
+
+    return None if queries is None else read_queries(str(queries), fields=fields_of(fields), format=format, on_bad=bad)
+
+
 @app.command(name="eval", no_args_is_help=True)
 @_reported
 @with_options(
@@ -716,18 +732,12 @@ def audit(
 )
 def evaluate_(
     index: Index,
-    queries: Annotated[
-        Path | None, typer.Argument(help="File of queries with their true outputs or labels.", show_default=False)
-    ] = None,
+    queries: TrueQueries = None,
     leave_one_out: Annotated[
         int | None, typer.Option("--leave-one-out", help="In place of QUERIES: ask N examples of the pool.")
     ] = None,
-    recipe_files: Annotated[
-        list[Path] | None, typer.Option("--recipe", help="Recipe to compare; left out: every mode.", show_default=False)
-    ] = None,
-    qrels: Annotated[
-        Path | None, typer.Option("--qrels", help="File of relevance judgements.", show_default=False)
-    ] = None,
+    recipe_files: ComparedRecipes = None,
+    qrels: QrelsFile = None,
     form: Annotated[EvalForm | None, typer.Option("--as", help="table, json or csv.", show_default=False)] = None,
     times: Annotated[bool, typer.Option("--times", help="Tell how long a selection takes.")] = False,
     format: Annotated[str | None, typer.Option(help="Format of QUERIES.")] = None,
@@ -750,12 +760,10 @@ def evaluate_(
     """
     from retriever.evaluation.evaluate import evaluate, recipes_of
     from retriever.evaluation.queries import read_qrels
-    from retriever.formats import read_queries
 
     bad = BadRows(strict=strict)
     settings = eval_settings_of(evaluation, prompt_options)
-    named = fields_of(fields)
-    asked = None if queries is None else read_queries(str(queries), fields=named, format=format, on_bad=bad)
+    asked = _true_queries(queries, fields, format, bad)
     judged = None if qrels is None else read_qrels(qrels)
     asking = asking_of(model)
     with _open(index, embedder, trust=trust, limits=limits) as retriever, progress() as shown:
@@ -784,18 +792,14 @@ def evaluate_(
 @with_options(tuning=TUNING, fields=FIELDS, prompt_options=PROMPT, embedder=EMBEDDER, limits=PROMPT_LIMITS)
 def tune_(
     index: Index,
-    queries: Annotated[
-        Path | None, typer.Argument(help="File of queries with their true outputs or labels.", show_default=False)
-    ] = None,
+    queries: TrueQueries = None,
     leave_one_out: Annotated[
         int | None, typer.Option("--leave-one-out", help="In place of QUERIES: ask N examples of the pool (2,000).")
     ] = None,
     recipe_files: Annotated[
         list[Path] | None, typer.Option("--recipe", help="Recipe to try as well.", show_default=False)
     ] = None,
-    qrels: Annotated[
-        Path | None, typer.Option("--qrels", help="File of relevance judgements.", show_default=False)
-    ] = None,
+    qrels: QrelsFile = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Leave the index as it is.")] = False,
     format: Annotated[str | None, typer.Option(help="Format of QUERIES.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop if a query is bad (exit 7).")] = False,
@@ -815,11 +819,9 @@ def tune_(
     """
     from retriever.evaluation.queries import read_qrels
     from retriever.evaluation.tune import tune
-    from retriever.formats import read_queries
 
     bad = BadRows(strict=strict)
-    named = fields_of(fields)
-    asked = None if queries is None else read_queries(str(queries), fields=named, format=format, on_bad=bad)
+    asked = _true_queries(queries, fields, format, bad)
     judged = None if qrels is None else read_qrels(qrels)
     with _open(index, embedder, limits=limits) as retriever, progress() as shown:
         found = tune(
@@ -852,9 +854,7 @@ def report(
     leave_one_out: Annotated[
         int, typer.Option("--leave-one-out", help="Without --queries: ask N examples of the pool.")
     ] = 300,
-    recipe_files: Annotated[
-        list[Path] | None, typer.Option("--recipe", help="Recipe to compare; left out: every mode.", show_default=False)
-    ] = None,
+    recipe_files: ComparedRecipes = None,
     k: Annotated[
         int | None, typer.Option("-k", "--k", help="How many demonstrations (as the recipes say).", show_default=False)
     ] = None,
@@ -877,12 +877,10 @@ def report(
     """
     from retriever.evaluation.evaluate import recipes_of
     from retriever.evaluation.report import ReportSettings, write_report
-    from retriever.formats import read_queries
 
     bad = BadRows(strict=strict)
     settings = ReportSettings(leave_one_out=leave_one_out, k=k, seed=seed, audit=not no_audit)
-    named = fields_of(fields)
-    asked = None if queries is None else read_queries(str(queries), fields=named, format=format, on_bad=bad)
+    asked = _true_queries(queries, fields, format, bad)
     with _open(index, embedder, trust=trust, limits=limits) as retriever, progress() as shown:
         compared = recipes_of(retriever, recipe_files or ())
         size = write_report(retriever, page, asked, recipes=compared, settings=settings, progress=shown)
