@@ -249,15 +249,23 @@ class AnnIndex:
         return np.arange(all_of_them) if eligible is None else np.flatnonzero(eligible)
 
 
-def _ivf(index: faiss.Index) -> faiss.IndexIVF | None:
-    """The inverted file in an index."""
+def _innermost(index: faiss.Index) -> faiss.Index:
+    """The index that holds the rows, without what transforms vectors before it or refines what it finds."""
     import faiss
 
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexPreTransform):
-        return _ivf(index.index)
+        return _innermost(index.index)
     if isinstance(index, faiss.IndexRefine):
-        return _ivf(index.base_index)
+        return _innermost(index.base_index)
+    return index
+
+
+def _ivf(index: faiss.Index) -> faiss.IndexIVF | None:
+    """The inverted file in an index."""
+    import faiss
+
+    index = _innermost(index)
     return index if isinstance(index, faiss.IndexIVF) else None
 
 
@@ -265,11 +273,7 @@ def _hnsw(index: faiss.Index) -> faiss.HNSW | None:
     """The graph in an index."""
     import faiss
 
-    index = faiss.downcast_index(index)
-    if isinstance(index, faiss.IndexPreTransform):
-        return _hnsw(index.index)
-    if isinstance(index, faiss.IndexRefine):
-        return _hnsw(index.base_index)
+    index = _innermost(index)
     return index.hnsw if isinstance(index, faiss.IndexHNSW) else None
 
 
