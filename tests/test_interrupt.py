@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from retriever.interrupt import insisting
+from retriever.command_line.interrupt import insisting
 
 LOSING = """
 import signal, time
-from retriever.interrupt import insisting
+from retriever.command_line.interrupt import insisting
 
 class Lossy:
     def __del__(self):
@@ -39,7 +39,11 @@ def test_a_lost_interrupt_comes_again_and_nothing_is_said_of_the_first(lose):
 
 
 def test_other_exceptions_of_finalizers_are_reported_as_ever():
-    program = "from retriever.interrupt import insisting\nclass A:\n def __del__(self): 1 / 0\nwith insisting(): A()"
+    program = (
+        "from retriever.command_line.interrupt import insisting\n"
+        "class A:\n def __del__(self): 1 / 0\n"
+        "with insisting(): A()"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=25, check=True)
     assert b"ZeroDivisionError" in done.stderr
 

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import cli
 from retriever import Example, Recipe, Retriever, tune
+from retriever.command_line import improving
 from retriever.errors import InvalidInput
 from retriever.evaluation.halving import halve, simplest
 from retriever.evaluation.intervals import Interval
@@ -285,7 +286,7 @@ def test_the_command_prints_json_and_writes_the_recipe(files):
 
 
 def test_the_table_says_what_became_of_it(files, monkeypatch):
-    monkeypatch.setattr(cli, "_wants_json", lambda flag: False)
+    monkeypatch.setattr(improving, "wants_json", lambda flag: False)
     arguments = ("tune", files / "i", files / "asked.jsonl", "--resamples", "200")
     dry, wet, again = run(*arguments, "--dry-run").stdout, run(*arguments).stdout, run(*arguments)
     assert dry.startswith("precision: 12 queries to choose by, 12 others to measure by, queries\n")

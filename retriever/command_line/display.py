@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from retriever import errors
-from retriever.terminal import amount, printable, say, table
+from retriever.command_line.terminal import amount, inert_json, printable, say, table
 
 if TYPE_CHECKING:
     from retriever import BadRow, Demonstration, Example, Prompt, Selection
@@ -182,6 +182,23 @@ def show_audit(found: Audit) -> None:
 def _some(ids: Sequence[str], most: int = 5) -> str:
     listed = ", ".join(printable(identity) for identity in ids[:most])
     return listed if len(ids) <= most else f"{listed} and {len(ids) - most:,} more"
+
+
+def wants_json(flag: bool) -> bool:
+    """Whether a result is written as JSON: where `--json` asks for it, or where no person reads."""
+    return flag or not sys.stdout.isatty()
+
+
+def emit_json(value: object) -> None:
+    """A result as JSON on standard output, indented on a terminal."""
+    typer.echo(inert_json(value, indent=2 if sys.stdout.isatty() else None))
+
+
+def told_of(info: Mapping[str, Json], section: str, name: str) -> Json:
+    """One thing that `Retriever.info` tells in a section."""
+    inside = info[section]
+    assert isinstance(inside, dict)
+    return inside[name]
 
 
 def emit_csv(rows: Sequence[Mapping[str, Json]]) -> None:

@@ -1,0 +1,342 @@
+"""What judges a pool and its recipes, and what makes them better."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from retriever.command_line.display import (
+    BadRows,
+    emit_csv,
+    emit_json,
+    show_adaptation,
+    show_audit,
+    show_cost,
+    show_curation,
+    show_evaluation,
+    show_tuning,
+    wants_json,
+)
+from retriever.command_line.options import (
+    ASKING,
+    EMBEDDER,
+    EVALUATION,
+    FIELDS,
+    PROMPT,
+    PROMPT_LIMITS,
+    TUNING,
+    AdaptKind,
+    Curate,
+    EvalForm,
+    Index,
+    JsonFlag,
+    Trust,
+    asking_of,
+    eval_settings_of,
+    fields_of,
+    settings_of,
+    tune_settings_of,
+    with_options,
+)
+from retriever.command_line.running import opened, reported
+from retriever.command_line.terminal import amount, printable, progress
+
+if TYPE_CHECKING:
+    from retriever.example import Example
+
+TrueQueries = Annotated[
+    Path | None, typer.Argument(help="File of queries with their true outputs or labels.", show_default=False)
+]
+ComparedRecipes = Annotated[
+    list[Path] | None, typer.Option("--recipe", help="Recipe to compare; left out: every mode.", show_default=False)
+]
+QrelsFile = Annotated[Path | None, typer.Option("--qrels", help="File of relevance judgements.", show_default=False)]
+
+app = typer.Typer()
+
+
+@app.command(no_args_is_help=True)
+@reported
+def curate(
+    index: Index,
+    budget: Annotated[int, typer.Option(help="How many examples, at most.")],
+    strategy: Annotated[Curate, typer.Option(help="How they are chosen.")] = "votek",
+    where: Annotated[str | None, typer.Option(help="Choose among these, e.g. 'language == \"en\"'.")] = None,
+    held: Annotated[list[str] | None, typer.Option(help="ID that is chosen already.", show_default=False)] = None,
+    option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the strategy.", show_default=False)] = None,
+    json_output: JsonFlag = False,
+    trust: Trust = False,
+) -> None:
+    """Choose examples to annotate, or to show with every query.
+
+    \b
+    retriever curate unlabelled.index --budget 100 > to_annotate.json
+    retriever curate tickets.index --strategy cluster --budget 8 --where 'language == "en"'
+    """
+    from retriever.curation.curate import CurateSettings
+    from retriever.curation.curate import curate as choose
+
+    settings = CurateSettings(strategy, budget, where, tuple(held or ()), settings_of(option or []))
+    with opened(index, {}, trust=trust) as retriever, progress() as shown:
+        found = choose(retriever.snapshot, settings, shown)
+    if wants_json(json_output):
+        emit_json(found.to_dict())
+    else:
+        show_curation(found)
+
+
+@app.command(no_args_is_help=True)
+@reported
+def audit(
+    index: Index,
+    queries: Annotated[
+        Path | None, typer.Argument(help="File of queries that must not be in the pool.", show_default=False)
+    ] = None,
+    threshold: Annotated[float, typer.Option(help="Likeness of near copies, up to 1.")] = 0.9,
+    neighbours: Annotated[int, typer.Option(help="How many of the nearest must agree against a label.")] = 10,
+    most: Annotated[int | None, typer.Option(help="Findings of each kind (20 in a table, else all).")] = None,
+    input: Annotated[str, typer.Option(help="Field of a query's input; a name, path or $template.")] = "input",
+    id: Annotated[str, typer.Option(help="Field of a query's id.")] = "id",
+    format: Annotated[str | None, typer.Option(help="Format of QUERIES.")] = None,
+    json_output: JsonFlag = False,
+    trust: Trust = False,
+) -> None:
+    """Find contradictions, copies, leaks and odd examples in a pool.
+
+    \b
+    retriever audit tickets.index
+    retriever audit tickets.index test.jsonl > findings.json
+    """
+    from retriever import Fields
+    from retriever.curation.audit import AuditSettings
+    from retriever.curation.audit import audit as look
+    from retriever.formats import read_queries
+
+    bad = BadRows()
+    listed = most if most is not None or wants_json(json_output) else 20
+    settings = AuditSettings(threshold, neighbours, listed)
+    asked = (
+        () if queries is None else read_queries(str(queries), fields=Fields(input, id=id), format=format, on_bad=bad)
+    )
+    with opened(index, {}, trust=trust) as retriever, progress() as shown:
+        found = look(retriever.snapshot, asked, settings, shown)
+    bad.report()
+    if wants_json(json_output):
+        emit_json(found.to_dict())
+    else:
+        show_audit(found)
+
+
+def _true_queries(
+    queries: Path | None, fields: Mapping[str, object], format: str | None, bad: BadRows
+) -> Iterator[Example] | None:
+    """The queries of a file, if one was named."""
+    from retriever.formats import read_queries
+
+    return None if queries is None else read_queries(str(queries), fields=fields_of(fields), format=format, on_bad=bad)
+
+
+@app.command(name="eval", no_args_is_help=True)
+@reported
+@with_options(
+    evaluation=EVALUATION,
+    model=ASKING,
+    fields=FIELDS,
+    prompt_options=PROMPT,
+    embedder=EMBEDDER,
+    limits=PROMPT_LIMITS,
+)
+def evaluate_(
+    index: Index,
+    queries: TrueQueries = None,
+    leave_one_out: Annotated[
+        int | None, typer.Option("--leave-one-out", help="In place of QUERIES: ask N examples of the pool.")
+    ] = None,
+    recipe_files: ComparedRecipes = None,
+    qrels: QrelsFile = None,
+    form: Annotated[EvalForm | None, typer.Option("--as", help="table, json or csv.", show_default=False)] = None,
+    times: Annotated[bool, typer.Option("--times", help="Tell how long a selection takes.")] = False,
+    format: Annotated[str | None, typer.Option(help="Format of QUERIES.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop if a query is bad (exit 7).")] = False,
+    json_output: JsonFlag = False,
+    trust: Trust = False,
+    *,
+    evaluation: Mapping[str, object],
+    model: Mapping[str, object],
+    fields: Mapping[str, object],
+    prompt_options: Mapping[str, object],
+    embedder: Mapping[str, object],
+    limits: Mapping[str, object],
+) -> None:
+    """Compare recipes on queries whose answers are known.
+
+    \b
+    retriever eval tickets.index --leave-one-out 500 --recipe mmr.toml
+    retriever eval tickets.index test.jsonl --backend openai:gpt-4o-mini --metric exact --max-calls 300
+    """
+    from retriever.evaluation.evaluate import evaluate, recipes_of
+    from retriever.evaluation.queries import read_qrels
+
+    bad = BadRows(strict=strict)
+    settings = eval_settings_of(evaluation, prompt_options)
+    asked = _true_queries(queries, fields, format, bad)
+    judged = None if qrels is None else read_qrels(qrels)
+    asking = asking_of(model)
+    with opened(index, embedder, trust=trust, limits=limits) as retriever, progress() as shown:
+        found = evaluate(
+            retriever,
+            recipes_of(retriever, recipe_files or ()),
+            asked,
+            leave_one_out=leave_one_out,
+            qrels=judged,
+            settings=settings,
+            asking=asking,
+            on_cost=show_cost,
+            progress=shown,
+        )
+    bad.report()
+    if form == "csv":
+        emit_csv(found.rows(times=times))
+    elif form == "json" or (form is None and wants_json(json_output)):
+        emit_json(found.to_dict(times=times))
+    else:
+        show_evaluation(found, worst=settings.worst, times=times)
+
+
+@app.command(name="tune", no_args_is_help=True)
+@reported
+@with_options(tuning=TUNING, fields=FIELDS, prompt_options=PROMPT, embedder=EMBEDDER, limits=PROMPT_LIMITS)
+def tune_(
+    index: Index,
+    queries: TrueQueries = None,
+    leave_one_out: Annotated[
+        int | None, typer.Option("--leave-one-out", help="In place of QUERIES: ask N examples of the pool (2,000).")
+    ] = None,
+    recipe_files: Annotated[
+        list[Path] | None, typer.Option("--recipe", help="Recipe to try as well.", show_default=False)
+    ] = None,
+    qrels: QrelsFile = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Leave the index as it is.")] = False,
+    format: Annotated[str | None, typer.Option(help="Format of QUERIES.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop if a query is bad (exit 7).")] = False,
+    json_output: JsonFlag = False,
+    *,
+    tuning: Mapping[str, object],
+    fields: Mapping[str, object],
+    prompt_options: Mapping[str, object],
+    embedder: Mapping[str, object],
+    limits: Mapping[str, object],
+) -> None:
+    """Search a better recipe, and keep it if it surely is one.
+
+    \b
+    retriever tune tickets.index --dry-run
+    retriever tune tickets.index dev.jsonl --metric majority-vote --try-k 4 --try-k 16 --token-cost 0.01
+    """
+    from retriever.evaluation.queries import read_qrels
+    from retriever.evaluation.tune import tune
+
+    bad = BadRows(strict=strict)
+    asked = _true_queries(queries, fields, format, bad)
+    judged = None if qrels is None else read_qrels(qrels)
+    with opened(index, embedder, limits=limits) as retriever, progress() as shown:
+        found = tune(
+            retriever,
+            asked,
+            leave_one_out=leave_one_out,
+            qrels=judged,
+            recipes={str(file): file for file in recipe_files or ()},
+            settings=tune_settings_of(tuning, prompt_options),
+            dry_run=dry_run,
+            progress=shown,
+        )
+    bad.report()
+    if wants_json(json_output):
+        emit_json(found.to_dict())
+    else:
+        show_tuning(found)
+
+
+@app.command(no_args_is_help=True)
+@reported
+def adapt(
+    index: Index,
+    kind: Annotated[AdaptKind, typer.Option(help="The form of the map.")] = "linear",
+    undo: Annotated[bool, typer.Option("--undo", help="Search the embedder's own vectors again.")] = False,
+    json_output: JsonFlag = False,
+) -> None:
+    """Learn from labels or outputs what is alike; keep what helps.
+
+    \b
+    retriever adapt tickets.index
+    retriever adapt tickets.index --undo
+    """
+    with opened(index, {}) as retriever, progress() as shown:
+        if undo:
+            generation = retriever.undo_adaptation()
+            weight = retriever.snapshot.base.weight
+        else:
+            found = retriever.adapt(kind=kind, progress=shown)
+            generation = retriever.generation
+    if undo:
+        if wants_json(json_output):
+            emit_json({"generation": generation, "weight": weight})
+        else:
+            typer.echo(f"{generation} searches the embedder's own vectors; fusion weight {weight}")
+    elif wants_json(json_output):
+        emit_json({"generation": generation, **found.to_dict()})
+    else:
+        show_adaptation(found, generation)
+
+
+@app.command(no_args_is_help=True)
+@reported
+@with_options(fields=FIELDS, embedder=EMBEDDER, limits=PROMPT_LIMITS)
+def report(
+    index: Index,
+    page: Annotated[Path, typer.Option("-o", "--out", help="The page to write.", show_default=False)],
+    queries: Annotated[
+        Path | None,
+        typer.Option("--queries", help="File of queries with their true outputs or labels.", show_default=False),
+    ] = None,
+    leave_one_out: Annotated[
+        int, typer.Option("--leave-one-out", help="Without --queries: ask N examples of the pool.")
+    ] = 300,
+    recipe_files: ComparedRecipes = None,
+    k: Annotated[
+        int | None, typer.Option("-k", "--k", help="How many demonstrations (as the recipes say).", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of samples and resamples.")] = 0,
+    no_audit: Annotated[bool, typer.Option("--no-audit", help="Do not look for copies and conflicts.")] = False,
+    format: Annotated[str | None, typer.Option(help="Format of the queries.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop if a query is bad (exit 7).")] = False,
+    json_output: JsonFlag = False,
+    trust: Trust = False,
+    *,
+    fields: Mapping[str, object],
+    embedder: Mapping[str, object],
+    limits: Mapping[str, object],
+) -> None:
+    """Write a page about an index: faults, map, recipes, worst queries.
+
+    \b
+    retriever report tickets.index -o report.html
+    retriever report tickets.index --queries test.jsonl -o report.html
+    """
+    from retriever.evaluation.evaluate import recipes_of
+    from retriever.evaluation.report import ReportSettings, write_report
+
+    bad = BadRows(strict=strict)
+    settings = ReportSettings(leave_one_out=leave_one_out, k=k, seed=seed, audit=not no_audit)
+    asked = _true_queries(queries, fields, format, bad)
+    with opened(index, embedder, trust=trust, limits=limits) as retriever, progress() as shown:
+        compared = recipes_of(retriever, recipe_files or ())
+        size = write_report(retriever, page, asked, recipes=compared, settings=settings, progress=shown)
+    bad.report()
+    if wants_json(json_output):
+        emit_json({"path": str(page), "bytes": size})
+    else:
+        typer.echo(f"{printable(str(page))} written, {amount(size)}")
