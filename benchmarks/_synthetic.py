@@ -27,12 +27,14 @@ Vectors: TypeAlias = NDArray[np.float32]
 
 OURS = "ours"
 BM25S, RANK_BM25, NUMPY, FAISS = "bm25s with numba", "rank-bm25", "NumPy", "FAISS, flat"
-RAW, LANGCHAIN, SBERT = "the two bare searches", "LangChain, in memory", "sentence-transformers"
+RAW, LANGCHAIN, DSPY = "the two bare searches", "LangChain, in memory", "DSPy Embeddings"
+SBERT = "sentence-transformers"
 PACKAGES = {
     BM25S: ("bm25s", "numba"),
     RANK_BM25: ("rank-bm25",),
     FAISS: ("faiss-cpu",),
     LANGCHAIN: ("langchain-core",),
+    DSPY: ("dspy",),
     SBERT: ("sentence-transformers", "torch"),
 }
 """What a peer needs to be installed, with the names of distributions."""
@@ -242,6 +244,21 @@ def langchain_mmr(texts: Sequence[str], vectors: Vectors, asked: Vectors) -> Cal
     store.add_texts(texts)
     search = store.max_marginal_relevance_search_by_vector
     return lambda n: search(asked[n].tolist(), k=8, fetch_k=CANDIDATES)
+
+
+def dspy_search(
+    texts: Sequence[str], vectors: Vectors, queries: Sequence[str], asked: Vectors
+) -> Callable[[int], Rows]:
+    """The rows that DSPy's exact retriever finds, filled with vectors that are known; it knows no other channel."""
+    from dspy.retrievers.embeddings import Embeddings
+
+    known = dict(zip(queries, asked, strict=True))
+
+    def embed(given: Sequence[str]) -> Vectors:
+        return vectors if given is texts else np.stack([known[text] for text in given])
+
+    search = Embeddings(texts, embed, k=8, brute_force_threshold=len(texts) + 1)
+    return lambda n: np.array(search(queries[n]).indices)
 
 
 OPENING = """

@@ -12,7 +12,7 @@ Of the times the median, the least and the most are shown; ratios are ours to th
     build     postings of tokenized texts beside the index of bm25s
     dense     exact top-50 beside a product in NumPy and beside FAISS, one query; then over rows of float16 and int8
     select    hybrid and MMR, k = 8, vector given, on at most 50,000 examples, beside the two bare searches; and on at
-              most 20,000 beside LangChain's store in memory
+              most 20,000 beside LangChain's store in memory, and by vectors alone beside DSPy's
     open      that index, in a process of its own: first, again, and trusted
     query     one query embedded beside sentence-transformers
     cold      whole processes: `retriever select`, `import retriever`
@@ -41,6 +41,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import _synthetic as synthetic
 from _synthetic import (
     BM25S,
+    DSPY,
     FAISS,
     LANGCHAIN,
     NUMPY,
@@ -67,13 +68,13 @@ from indexes.hybrid import Fusion, HybridIndex, Query
 from indexes.lexical import BM25, BM25Index
 from indexes.postings import Postings
 from indexes.topk import top
-from retriever import Example, Retriever
+from retriever import Example, Retriever, Selection
 from retriever.embedders import encode_checked, load_embedder
 
 BLOCK_BYTES = 64 << 20
 """Of scores that are held at once, as `select_many` does."""
 
-FOR_RANK_BM25, FOR_LANGCHAIN, FOR_SELECT, FOR_COLD, FOR_POOL = 20_000, 20_000, 50_000, 2_000, 1_000
+FOR_RANK_BM25, FOR_STORES, FOR_SELECT, FOR_COLD, FOR_POOL = 20_000, 20_000, 50_000, 2_000, 1_000
 
 
 @dataclass(frozen=True)
@@ -233,11 +234,21 @@ def select_rows(size: Size, folder: Path) -> Iterator[Row]:
             calls[RAW] = lambda n: (numpy_top(vectors, asked[n], k), bm25s_top(peer, terms[n], k))
         times = alternate(calls, [*range(len(queries))] * size.repeats)
         yield Row(f"select, hybrid and MMR, k = 8, {len(texts):,} × {size.dim}", times, {RAW: 1.3})
-    if installed(LANGCHAIN):
-        index, texts = synthetic_index(size, folder, FOR_LANGCHAIN)
-        with index:
-            calls = {OURS: ours(index), LANGCHAIN: synthetic.langchain_mmr(texts, embed(texts), asked)}
-            yield Row(f"select, the same, {len(texts):,} × {size.dim}", alternate(calls, range(min(5, len(queries)))))
+    index, texts = synthetic_index(size, folder, FOR_STORES)
+    with index:
+        vectors, few = embed(texts), range(min(5, len(queries)))
+        if installed(LANGCHAIN):
+            calls = {OURS: ours(index), LANGCHAIN: synthetic.langchain_mmr(texts, vectors, asked)}
+            yield Row(f"select, the same, {len(texts):,} × {size.dim}", alternate(calls, few))
+        if installed(DSPY):
+            search = synthetic.dspy_search(texts, vectors, queries, asked)
+
+            def by_vectors(n: int) -> Selection:
+                return index.select(queries[n], vector=asked[n], mode="dense", k=8)
+
+            same = all(set(by_vectors(n).ids) == {f"e{row}" for row in search(n)} for n in few)
+            times = alternate({OURS: by_vectors, DSPY: search}, few)
+            yield Row(f"select, dense, k = 8, {len(texts):,} × {size.dim}", times, {}, {"same rows": same})
 
 
 def open_rows(size: Size, folder: Path) -> Iterator[Row]:
