@@ -35,6 +35,7 @@ from retriever.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from retriever.adaptation.adapt import Adapted
+    from retriever.adaptation.feedback import Feedback
 
 QueryLike: TypeAlias = "str | Mapping[str, Json] | Example"
 Note: TypeAlias = Callable[[str], None]
@@ -533,19 +534,34 @@ class Retriever:
             self._live.compact(session, chosen)
         return self.generation
 
-    def adapt(self, *, kind: str = "linear", progress: Progress = _silent) -> Adapted:
-        """Learns from the pool's own labels or outputs what is alike, and searches by that where it helps.
+    def adapt(
+        self,
+        *,
+        kind: str = "linear",
+        feedback: Source | None = None,
+        strict: bool = False,
+        on_bad: Callable[[BadRow], None] | None = None,
+        progress: Progress = _silent,
+    ) -> Adapted:
+        """Learns from the pool's own labels or outputs, or from a log, what is alike, and searches by it where that helps.
 
-        A linear map of the embedder's vectors is learned and judged on examples that it was not learned from, with the
-        fusion weight calibrated anew. Where the calibrated hybrid gains more than one standard error, a generation is
-        published with it; else nothing changes. The embedder's own vectors are kept: see `undo_adaptation`.
+        A linear map of the embedder's vectors is learned and judged on examples, or logged queries, that it was not
+        learned from, with the fusion weight calibrated anew. Where the calibrated hybrid gains more than one standard
+        error, a generation is published with it; else nothing changes. The embedder's own vectors are kept: see
+        `undo_adaptation`.
 
         Args:
             kind: `linear`, `low-rank` or `per-dimension`; see `LearnerSettings`.
+            feedback: Outcomes to learn from instead of the pool; see `retriever.adaptation.feedback`. What they say of
+                examples that are not in the pool is left out, and told.
+            strict: Whether a bad line of the log is an error; otherwise bad lines are set aside and told.
+            on_bad: Called with each line that was set aside.
             progress: Told how far the work is.
 
         Raises:
-            InvalidInput: The kind is unknown, or the pool has neither labels nor outputs that differ.
+            InvalidInput: The kind is unknown, the pool has neither labels nor outputs that differ, or the log cannot be
+                read or says nothing of the pool.
+            BadRows: A bad line under `strict`.
             IndexLocked: Another process is writing.
             StorageError: The operating system refuses; `OutOfSpace` when the disk has no room.
         """
@@ -554,9 +570,10 @@ class Retriever:
 
         settings = LearnerSettings(kind)
         self.refresh()
+        log = None if feedback is None else self._read_feedback(feedback, strict=strict, on_bad=on_bad)
         # Learning takes a while: others may write meanwhile. A map fits whatever examples there are by then.
         embedder = self.snapshot.base.generation.manifest["embedder"]
-        found = adapt(self.snapshot, self._live.encoder, settings, progress)
+        found = adapt(self.snapshot, self._live.encoder, settings, progress, log)
         if found.adaptation is not None:
             with self._live.session() as session:
                 if self.snapshot.base.generation.manifest["embedder"] != embedder:
@@ -564,6 +581,23 @@ class Retriever:
                 searched = writing.Searched(found.adaptation, found.calibration)
                 self._live.compact(session, searched=searched)
         return found
+
+    def _read_feedback(self, source: Source, *, strict: bool, on_bad: Callable[[BadRow], None] | None) -> Feedback:
+        from retriever.adaptation.feedback import known_ids, read_feedback
+
+        log = read_feedback(
+            source,
+            usable=self.snapshot.key.text,
+            limits=self._limits,
+            strict=strict,
+            on_bad=on_bad or (lambda row: None),
+        )
+        if log.bad and on_bad is None:
+            self._note(f"{log.bad} bad lines of {log.name} were set aside, first {log.first_bad}")
+        known, unknown = known_ids(log, self.snapshot.places_of)
+        if unknown:
+            self._note(f"{log.name} names {unknown:,} examples that are not in the pool, and {len(known):,} that are")
+        return log
 
     def undo_adaptation(self) -> str:
         """Searches the embedder's own vectors again, with the fusion weight calibrated for them.
