@@ -18,7 +18,6 @@ from retriever.build import Progress
 from retriever.embedders import EmbedderSource
 from retriever.embedders.base import unit_rows
 from retriever.errors import InvalidInput
-from retriever.evaluation.calibration import Calibration
 from retriever.example import Example, Json, as_query
 from retriever.formats import BadRow, BadRowLog, Fields, Limits, Source, read_examples
 from retriever.keys import Key
@@ -36,6 +35,7 @@ from retriever.snapshot import Snapshot
 if TYPE_CHECKING:
     from retriever.adaptation.adapt import Adapted
     from retriever.adaptation.feedback import Feedback
+    from retriever.adaptation.training import FinetuneSettings
 
 QueryLike: TypeAlias = "str | Mapping[str, Json] | Example"
 Note: TypeAlias = Callable[[str], None]
@@ -543,7 +543,7 @@ class Retriever:
         on_bad: Callable[[BadRow], None] | None = None,
         progress: Progress = _silent,
     ) -> Adapted:
-        """Learns from the pool's own labels or outputs, or from a log, what is alike, and searches by it where that helps.
+        """Learns from the pool's own labels or outputs, or from a log, what is alike, and keeps that where it helps.
 
         A linear map of the embedder's vectors is learned and judged on examples, or logged queries, that it was not
         learned from, with the fusion weight calibrated anew. Where the calibrated hybrid gains more than one standard
@@ -565,24 +565,55 @@ class Retriever:
             IndexLocked: Another process is writing.
             StorageError: The operating system refuses; `OutOfSpace` when the disk has no room.
         """
-        from retriever.adaptation.adapt import adapt
+        from retriever.adaptation.apply import adapt_index
         from retriever.adaptation.learner import LearnerSettings
 
         settings = LearnerSettings(kind)
         self.refresh()
-        log = None if feedback is None else self._read_feedback(feedback, strict=strict, on_bad=on_bad)
-        # Learning takes a while: others may write meanwhile. A map fits whatever examples there are by then.
-        embedder = self.snapshot.base.generation.manifest["embedder"]
-        found = adapt(self.snapshot, self._live.encoder, settings, progress, log)
-        if found.adaptation is not None:
-            with self._live.session() as session:
-                if self.snapshot.base.generation.manifest["embedder"] != embedder:
-                    raise InvalidInput("the index was built with another embedder meanwhile", fix="adapt it again")
-                searched = writing.Searched(found.adaptation, found.calibration)
-                self._live.compact(session, searched=searched)
-        return found
+        return adapt_index(self._live, settings, self._log(feedback, strict=strict, on_bad=on_bad), progress)
 
-    def _read_feedback(self, source: Source, *, strict: bool, on_bad: Callable[[BadRow], None] | None) -> Feedback:
+    def fine_tune(
+        self,
+        settings: FinetuneSettings | None = None,
+        *,
+        feedback: Source | None = None,
+        strict: bool = False,
+        on_bad: Callable[[BadRow], None] | None = None,
+        progress: Progress = _silent,
+    ) -> Adapted:
+        """Fine-tunes the model that embeds, by its library's own trainer, and keeps it where it helps.
+
+        A part of the pool, or of the log, is held out from a first model and judges it, as `adapt` judges a map. Where
+        it is better, a second one learns from everything, and a generation is published that holds it and the pool as
+        it embeds it; from then on queries and additions are embedded by it. The former one comes back by
+        `undo_adaptation`, which embeds the pool again.
+
+        Args:
+            settings: How; default `FinetuneSettings()`.
+            feedback: As for `adapt`.
+            strict: As for `adapt`.
+            on_bad: As for `adapt`.
+            progress: Told how far the work is.
+
+        Raises:
+            InvalidInput: The embedder is no sentence-transformers model that is loaded by name, the index is adapted
+                already, or as for `adapt`.
+            MissingDependency: A package of the extra `finetune` is not installed.
+            BadRows: A bad line under `strict`.
+            IndexLocked: Another process is writing.
+            StorageError: The operating system refuses; `OutOfSpace` when the disk has no room.
+        """
+        from retriever.adaptation.apply import fine_tune_index
+        from retriever.adaptation.training import FinetuneSettings
+
+        self.refresh()
+        log = self._log(feedback, strict=strict, on_bad=on_bad)
+        return fine_tune_index(self._live, settings or FinetuneSettings(), log, progress, self._note)
+
+    def _log(self, source: Source | None, *, strict: bool, on_bad: Callable[[BadRow], None] | None) -> Feedback | None:
+        """A log of outcomes, what cannot be used of it told."""
+        if source is None:
+            return None
         from retriever.adaptation.feedback import known_ids, read_feedback
 
         log = read_feedback(
@@ -599,23 +630,27 @@ class Retriever:
             self._note(f"{log.name} names {unknown:,} examples that are not in the pool, and {len(known):,} that are")
         return log
 
-    def undo_adaptation(self) -> str:
-        """Searches the embedder's own vectors again, with the fusion weight calibrated for them.
+    def undo_adaptation(self, *, progress: Progress = _silent) -> str:
+        """Searches the embedder's own vectors again, or those of the embedder that was there before `fine_tune`.
+
+        The fusion weight is calibrated for them. The former embedder is loaded by its name, and embeds the pool again.
+
+        Args:
+            progress: Told how far the work is.
 
         Returns:
             The generation that answers now.
 
         Raises:
             InvalidInput: The index is not adapted.
+            Incompatible: The former embedder is not the one it was, or is not at hand.
+            EmbedderError: It cannot be loaded.
             IndexLocked: Another process is writing.
             StorageError: The operating system refuses; `OutOfSpace` when the disk has no room.
         """
-        with self._live.session() as session:
-            if self.snapshot.base.adaptation is None:
-                raise InvalidInput("an index that is not adapted", expected="one that is, to undo it")
-            fusion = Calibration.from_dict(self.snapshot.base.generation.manifest["fusion"])
-            weight = fusion if fusion.objective == "given" else None
-            self._live.compact(session, searched=writing.Searched(None, weight))
+        from retriever.adaptation.apply import undo
+
+        undo(self._live, progress, self._note)
         return self.generation
 
     def refresh(self) -> bool:

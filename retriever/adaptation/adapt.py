@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Protocol, TypeAlias
 
@@ -18,7 +18,9 @@ from retriever.adaptation.pooled import PoolSupervision
 from retriever.adaptation.sample import Sample
 from retriever.adaptation.spaces import Mapped
 from retriever.adaptation.stored import Adaptation
-from retriever.adaptation.validation import FOLDS, Compared, Learn, Verdict
+from retriever.adaptation.training import FinetuneSettings, Training
+from retriever.adaptation.validation import FOLDS, SHARES, Compared, Learn, Verdict
+from retriever.embedders import TunedModel
 from retriever.errors import InvalidInput
 from retriever.evaluation.calibration import Calibration
 from retriever.example import Json
@@ -49,13 +51,33 @@ class Supervision(Protocol):
     def batches(self, items: NDArray[np.int64]) -> Batches:
         """What a map is learned from."""
 
-    def judge(self, learn: Learn, *, weight: float | None) -> Verdict:
+    def training(self, items: NDArray[np.int64], settings: FinetuneSettings) -> Training:
+        """What a model is fine-tuned on."""
+
+    def judge(
+        self, learn: Learn, *, weight: float | None, tried: int = FOLDS, shares: Sequence[float] = SHARES
+    ) -> Verdict:
         """Whether what is learned is worth having.
 
         Args:
             learn: From items to the space that is learned from them; called once for each fold.
             weight: The fusion weight when it is not to be chosen.
+            tried: How many of the `FOLDS` folds are held out.
+            shares: How far to go toward what was learned, to choose from.
         """
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A model that was fine-tuned.
+
+    Attributes:
+        model: Its files.
+        about: What the manifest says of how it was made.
+    """
+
+    model: TunedModel
+    about: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -70,6 +92,7 @@ class Adapted:
         compared: What the map changes on held-out examples.
         share: How far from the identity toward the learned map the one that was judged goes.
         adaptation: The map, when it is worth having.
+        tuned: The model that was fine-tuned, when it is.
         calibration: The fusion weight that goes with it; None to calibrate it when it is published.
     """
 
@@ -80,6 +103,7 @@ class Adapted:
     compared: tuple[Compared, ...] = ()
     share: float = 0.0
     adaptation: Adaptation | None = None
+    tuned: Tuned | None = None
     calibration: Calibration | None = None
 
     def to_dict(self) -> dict[str, Json]:

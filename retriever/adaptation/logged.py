@@ -23,6 +23,7 @@ from retriever.adaptation.linear_map import Vectors
 from retriever.adaptation.sample import Sample
 from retriever.adaptation.spaces import Space
 from retriever.adaptation.supervision import aim_of
+from retriever.adaptation.training import FinetuneSettings, Training, pairs
 from retriever.adaptation.validation import FOLDS, SHARES, Fold, Learn, Measure, Verdict, judge, pool_measure
 from retriever.evaluation.calibration import DEMONSTRATIONS, SAMPLE
 from retriever.evaluation.metrics import ndcg
@@ -59,6 +60,10 @@ class LogSupervision:
         """What a map is learned from."""
         asked = [self.evidence.queries[number] for number in items.tolist()]
         return LogBatches(self.sample.frozen.queries([one.text for one in asked]), self.sample.frozen.rows(), asked)
+
+    def training(self, items: NDArray[np.int64], settings: FinetuneSettings) -> Training:
+        """What a model is fine-tuned on."""
+        return pairs(self.sample, [self.evidence.queries[number] for number in items.tolist()], settings)
 
     def judge(
         self, learn: Learn, *, weight: float | None, tried: int = FOLDS, shares: Sequence[float] = SHARES

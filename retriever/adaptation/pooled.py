@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from retriever.adaptation.sample import Sample
 from retriever.adaptation.supervision import Aim, OverlapBatches, aim_of
+from retriever.adaptation.training import FinetuneSettings, Training, triplets
 from retriever.adaptation.validation import FOLDS, SHARES, Learn, Verdict, folds, judge, pool_measure
 from retriever.errors import InvalidInput
 
@@ -53,6 +54,10 @@ class PoolSupervision:
     def batches(self, items: NDArray[np.int64]) -> OverlapBatches:
         """What a map is learned from."""
         return OverlapBatches(self.sample.frozen.rows(), self.aim.sets, items)
+
+    def training(self, items: NDArray[np.int64], settings: FinetuneSettings) -> Training:
+        """What a model is fine-tuned on."""
+        return triplets(self.sample, self.aim.sets, items, settings)
 
     def judge(
         self, learn: Learn, *, weight: float | None, tried: int = FOLDS, shares: Sequence[float] = SHARES
