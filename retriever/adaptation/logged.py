@@ -31,8 +31,11 @@ from retriever.ranking.seeding import permutation
 
 _SHARPNESS = 2.0
 """How much more attention a credit of one standard deviation deserves, as a logarithm."""
+_PROMPT_SHARPNESS = 6.0
+"""The same for the credit of a prompt, which is small (half a deviation for a query that was asked once) and shared."""
 _TEMPERATURE = 0.1
 """What cosines are divided by where the embedder's own attention is asked for."""
+_ERRORS = 2.0
 _FEWEST_ANCHORS = 16
 _BLOCK = 32
 
@@ -70,6 +73,8 @@ class LogSupervision:
     ) -> Verdict:
         """Whether what is learned is worth having; what the pool itself says is alike must not get worse meanwhile.
 
+        A gain must be above two standard errors: of several shares the best is taken, and a log may be chance.
+
         The log knows only what was shown, so the fusion weight is chosen by the pool where that says what is alike.
 
         Args:
@@ -83,7 +88,8 @@ class LogSupervision:
         spaces = [learn(items[fold_of != number]) for number in range(tried)]
         parts = [(items[fold_of == number][:SAMPLE], space) for number, space in enumerate(spaces)]
         guarded = self._guarded(spaces)
-        return judge(self._judged(parts), guarded=guarded, weighed=guarded, weight=weight, shares=shares)
+        judged = self._judged(parts)
+        return judge(judged, guarded=guarded, weighed=guarded, weight=weight, shares=shares, errors=_ERRORS)
 
     def _judged(self, parts: Sequence[tuple[NDArray[np.int64], Space]]) -> Measure:
         ordered = sum(one.tells_apart for one in self.evidence.queries) * 2 > len(self.evidence.queries)
@@ -217,7 +223,7 @@ def _spread(attention: NDArray[np.float32], own: NDArray[np.intp], asked: Asked)
     open_ = np.full(len(attention), not asked.closed)
     open_[own] = True
     logits = np.zeros(len(attention)) if asked.closed else attention.astype(np.float64)
-    logits[own] += _SHARPNESS * asked.credit
+    logits[own] += (_SHARPNESS if asked.closed else _PROMPT_SHARPNESS) * asked.credit
     weights = np.where(open_, np.exp(logits - logits[open_].max()), 0.0)
     targets: Targets = (weights / weights.sum()).astype(np.float32)
     return targets, open_

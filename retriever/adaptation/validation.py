@@ -183,10 +183,11 @@ def judge(
     weighed: Measure | None = None,
     weight: float | None = None,
     shares: Sequence[float] = SHARES,
+    errors: float = 1.0,
 ) -> Verdict:
     """Finds how far to go toward what was learned, and whether that helps.
 
-    It helps when the hybrid, each time at its own best weight, gains more than one standard error, and no channel and
+    It helps when the hybrid, each time at its own best weight, gains more than its standard error, and no channel and
     nothing guarded loses more than is tolerated.
 
     Args:
@@ -195,6 +196,7 @@ def judge(
         weighed: What the fusion weight is chosen by; None for `judged`.
         weight: The fusion weight when it is not to be chosen.
         shares: How far to go, to choose from.
+        errors: How many standard errors the gain has to be above.
     """
     weights = GRID if weight is None else (weight,)
     choosing = weighed or judged
@@ -213,7 +215,7 @@ def judge(
             *_costs(guarded, share),
             *after.cost(before, base, place),
         )
-        helps = compared[1].gain > compared[1].error
+        helps = compared[1].gain > errors * compared[1].error
         kept = bool(allowed.any()) and helps and all(one.gain >= -TOLERATED for one in compared)
         calibration = Calibration(weights[place], "given")
         if weight is None:
