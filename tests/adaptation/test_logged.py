@@ -40,14 +40,21 @@ def scored(index, count=90):
     ]
 
 
+def bright(texts):
+    """An embedder that sees colours better: enough of what it finds is right for a prompt to do well at times."""
+    vectors = embed(texts)
+    vectors[:, :4] *= 2
+    return vectors
+
+
 def judged(index, count=400):
-    """One outcome for each prompt of three demonstrations, as the index chose them: right when two have the colour."""
+    """One score for each prompt of three demonstrations, as the index chose them: how many have the query's colour."""
     queries = [f"word{number}" for number in range(5000, 5000 + count)]
     return [
         {
             "query": query,
             "demonstrations": list(chosen.ids),
-            "right": sum(colour(one) == colour(query) for one in chosen.ids) >= 2,
+            "score": sum(colour(one) == colour(query) for one in chosen.ids) / 3,
         }
         for query, chosen in zip(queries, index.select_many(queries, mode="dense", k=3), strict=True)
     ]
@@ -127,12 +134,12 @@ def test_scores_of_demonstrations_teach_what_the_pool_does_not_say(tmp_path):
 
 
 def test_outcomes_of_whole_prompts_teach_it_as_well(tmp_path):
-    with pool(tmp_path / "i") as index:
+    with build(unlabelled(120), tmp_path / "i", embedder=bright) as index:
         before = share_of_the_right_colour(index)
         found = index.adapt(feedback=judged(index))
         assert found.kept and found.compared[0].metric == "dense, logged concordance"
         assert "held-out prompts" in found.reason
-        assert share_of_the_right_colour(index) > before
+        assert share_of_the_right_colour(index) > before + 0.04
 
 
 def test_a_log_that_speaks_against_what_the_pool_says_is_not_followed(tmp_path):
