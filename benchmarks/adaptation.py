@@ -1,11 +1,18 @@
 """What `retriever adapt` changes, on data sets whose answers are known: dense and calibrated hybrid, before and after.
 
     python benchmarks/adaptation.py DATA... [--queries 500] [--k 8] [--kind linear] [--index-dir DIR] [--json OUT]
+    python benchmarks/adaptation.py DATA... --full [--examples 1500]
+    python benchmarks/adaptation.py DATA... --log scores|prompts [--logged 1000]
 
 DATA are folders as `benchmarks/quality.py` reads them, with labels or outputs. The map is learned from the pool alone;
-the queries are those of the data set. No language model is called. Metrics as in `benchmarks/quality.py`; label overlap
-is the mean Jaccard index of the labels of a demonstration and the query. The promise is that none marked * falls by
-more than 0.005: P@k where each query has one label, else best overlap, and the overlap of several labels as well.
+the queries are those of the data set. With `--full` it is the model that learns. With `--log` a log is simulated: some
+examples are taken out of the pool and asked as queries, with the 8 demonstrations that the index chooses. Each of them
+is right when it has the query's label (`scores`); or the whole prompt is, with the share of the right ones as its
+chance (`prompts`). Labels of the pool then only guard. No language model is called.
+
+Metrics as in `benchmarks/quality.py`; label overlap is the mean Jaccard index of the labels of a demonstration and the
+query. The promise is that none marked * falls by more than 0.005: P@k where each query has one label, else best
+overlap, and the overlap of several labels as well.
 """
 
 from __future__ import annotations
@@ -14,10 +21,12 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -25,20 +34,31 @@ from quality import TOLERANCE, DataSet, machine, read_data_set
 
 from retriever import Retriever
 from retriever.adaptation.learner import KINDS
+from retriever.adaptation.training import FinetuneSettings
 from retriever.evaluation.metrics import best_overlap, mean_overlap, output_tokens, precision
 from retriever.example import Example, Json
+from retriever.formats import BadRowLog, read_examples
+from retriever.ranking.seeding import permutation
 from retriever.selection import Selection
 
 MODES = ("dense", "hybrid")
+SHOWN = 8
 COLUMNS = ("data_set", "metric", "dense", "adapted", "hybrid", "adapted", "weight", "kept", "seconds")
 
 
-def measure(data: DataSet, path: Path, k: int, kind: str) -> list[dict[str, Json]]:
+def measure(data: DataSet, path: Path, options: argparse.Namespace) -> list[dict[str, Json]]:
     """One row of figures for each metric."""
-    with Retriever.build(data.pool, path, overwrite=True, note=lambda line: None) as index:
+    k, users, pool = options.k, list[Example](), data.pool
+    if options.log:
+        users, pool = split(list(read_examples(data.pool, on_bad=BadRowLog())), options.logged)
+    with Retriever.build(pool, path, overwrite=True, note=lambda line: None) as index:
         before, weight = answers(index, data.queries, k), index.snapshot.base.weight
+        log = list(logged(index, users, options.log)) if options.log else None
         started = time.perf_counter()
-        found = index.adapt(kind=kind)
+        if options.full:
+            found = index.fine_tune(FinetuneSettings(examples=options.examples), feedback=log)
+        else:
+            found = index.adapt(kind=options.kind, feedback=log)
         took = time.perf_counter() - started
         after = answers(index, data.queries, k) if found.kept else before
         return [
@@ -54,6 +74,24 @@ def measure(data: DataSet, path: Path, k: int, kind: str) -> list[dict[str, Json
             }
             for metric in values(before["dense"])
         ]
+
+
+def split(pool: Sequence[Example], count: int) -> tuple[list[Example], list[Example]]:
+    """Examples whose queries are logged, and those that stay in the pool."""
+    taken = set(permutation(len(pool), 0, "", "logged")[:count].tolist())
+    return [pool[row] for row in sorted(taken)], [one for row, one in enumerate(pool) if row not in taken]
+
+
+def logged(index: Retriever, users: Sequence[Example], form: str) -> Iterator[dict[str, Json]]:
+    """A line of feedback for each user's query."""
+    chance = np.random.default_rng(0)
+    texts = [user.input_text for user in users]
+    for user, text, chosen in zip(users, texts, index.select_many(texts, k=SHOWN, guard="off"), strict=True):
+        right = [float(bool(d.example.labels & user.labels)) for d in chosen]
+        if form == "scores":
+            yield {"query": text, "scores": dict(zip(chosen.ids, right, strict=True))}
+        else:
+            yield {"query": text, "demonstrations": list(chosen.ids), "right": bool(chance.random() < fmean(right))}
 
 
 def answers(index: Retriever, queries: Sequence[Example], k: int) -> Mapping[str, list[Selection]]:
@@ -89,6 +127,10 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=500, help="the most queries of each data set (500)")
     parser.add_argument("--k", type=int, default=8, help="demonstrations (8)")
     parser.add_argument("--kind", choices=KINDS, default="linear", help="form of the map (linear)")
+    parser.add_argument("--full", action="store_true", help="fine-tune the model instead of learning a map")
+    parser.add_argument("--examples", type=int, default=1500, help="queries of an epoch, with --full (1500)")
+    parser.add_argument("--log", choices=("scores", "prompts"), help="learn from a simulated log instead of the pool")
+    parser.add_argument("--logged", type=int, default=1000, help="queries of the log (1000)")
     parser.add_argument("--index-dir", type=Path, metavar="DIR", help="where the indexes stay; default: none stays")
     parser.add_argument("--json", type=Path, metavar="OUT", help="file that gets the same figures as JSON")
     options = parser.parse_args()
@@ -97,7 +139,7 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         for path in options.data:
             data = read_data_set(path, options.queries)
-            found = measure(data, (options.index_dir or Path(folder)) / data.name, options.k, options.kind)
+            found = measure(data, (options.index_dir or Path(folder)) / data.name, options)
             print("\n".join(map(_cells, found)), flush=True)
             rows += found
     print(", ".join(f"{name} {value}" for name, value in machine().items()))

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from retriever import writing
-from retriever.embedders import EmbedderSource
+from retriever.build import Progress
+from retriever.embedders import Embedder, EmbedderSettings, EmbedderSource
 from retriever.errors import IndexCorrupt, RetrieverError
+from retriever.evaluation.calibration import Calibration
 from retriever.example import Example
 from retriever.opening import open_pool, open_snapshot, read_current
 from retriever.query_encoder import QueryEncoder
@@ -136,6 +138,22 @@ class LiveIndex:
     ) -> None:
         """Publishes a generation that holds all that the view shows; see `writing.compact`."""
         writing.compact(session, self.snapshot, lambda: self._encoder.embedder, recipe, searched)
+        self._move_to(self._open())
+
+    def embed_again(
+        self,
+        session: writing.Session,
+        embedder: Embedder,
+        about: StoredEmbedder,
+        weight: Calibration | None,
+        progress: Progress,
+    ) -> None:
+        """Publishes a generation whose vectors are another embedder's; see `writing.embed_again`."""
+        if self.snapshot.changed:
+            self.compact(session)
+        writing.embed_again(session, self.snapshot, embedder, about, weight, progress)
+        if not (isinstance(self._given, EmbedderSettings) and self._given.name == "auto"):
+            self._given = None  # what the caller brought was the former one
         self._move_to(self._open())
 
     def _open(self) -> Snapshot:

@@ -17,6 +17,7 @@ from retriever.embedders import (
     encode_checked,
     fingerprint,
     fitted_name,
+    is_tuned,
     load_embedder,
     prompts_of,
     same_space,
@@ -108,7 +109,7 @@ class QueryEncoder:
         if asked is not None:
             if asked != self.stored.name:
                 raise Incompatible(f"embedder {asked}", expected=f"{self.stored.name}, which built the index")
-            return self.stored.fitted()
+            return self.stored.fitted(self._note)
         return load_embedder(self.stored.source if self._given is None else self._given, note=self._note)
 
     def _stored_one(self, asked: EmbedderSettings) -> Embedder:
@@ -118,11 +119,13 @@ class QueryEncoder:
         }
         if not self.stored.is_fitted:
             return load_embedder(replace(self.stored.source, **other), note=self._note)
+        if is_tuned(self.stored.name):
+            return self.stored.fitted(self._note, replace(self.stored.source, **other))
         if other:
             raise InvalidInput(
                 f"embedder {self.stored.name} does not use {', '.join(sorted(other))}", fix="leave it out"
             )
-        return self.stored.fitted()
+        return self.stored.fitted(self._note)
 
     def _fitted_name_asked_for(self) -> str | None:
         """The name of the embedder if it is one that was fitted on a pool, which only the index holds."""

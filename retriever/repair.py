@@ -90,7 +90,11 @@ def repair(
             pool.settle(Revision(current.revision, current.chain), _about(root, pool, current))
             _remove(root, damaged)
             return Repair(None)
-        found = _Remains.of(root, pool, current)
+        found = _Remains.of(root, pool, current, _about(root, pool, current))
+        lost = None if found.embedder_files else found.embedder.base
+        if lost is not None:
+            note(f"the model that was fine-tuned is lost: {lost.name} embeds again (retriever adapt --full)")
+            found = _Remains.of(root, pool, current, {**found.about, "embedder": lost.manifest})
         newest = Revision(current.revision, current.chain) if current is not None else found.newest
         made = _rebuild(root, pool, newest, found, embedder, note, progress)
         _remove(root, damaged)
@@ -184,9 +188,13 @@ class _Remains:
     embedder_files: Mapping[str, Sequence[files.Buffer]]
     adaptation: Adaptation | None
 
+    @property
+    def embedder(self) -> StoredEmbedder:
+        """What is left of the embedder."""
+        return StoredEmbedder(dict(self.about["embedder"]), self.embedder_files)  # type: ignore[call-overload]
+
     @classmethod
-    def of(cls, root: Path, pool: Pool, current: Current | None) -> _Remains:
-        about = _about(root, pool, current)
+    def of(cls, root: Path, pool: Pool, current: Current | None, about: Mapping[str, object]) -> _Remains:
         embedder = StoredEmbedder(dict(about["embedder"]), {})  # type: ignore[call-overload]
         revisions = [pool.head() or Revision()]
         kept = pool.vectors(embedder.dim)
@@ -231,7 +239,7 @@ def _learned(stored: StoredEmbedder) -> Mapping[str, Sequence[files.Buffer]]:
     """What a fitted embedder has learned, if all of it is there."""
     if stored.is_fitted:
         with contextlib.suppress(EmbedderError):
-            stored.fitted()
+            stored.check_files()
             return stored.files
     return {}
 
@@ -252,7 +260,7 @@ def _rebuild(
         {text: found.vectors[row] for text, row in rows if row in found.vectors},
         {text: found.tokens[row] for text, row in rows if row in found.tokens} if settings.token_vectors else {},
     )
-    about = StoredEmbedder(dict(found.about["embedder"]), found.embedder_files)  # type: ignore[call-overload]
+    about = found.embedder
     fusion = Calibration.from_dict(found.about["fusion"])
     weight: Calibration | None = fusion
     lost = FILE in found.about and found.adaptation is None
@@ -263,7 +271,7 @@ def _rebuild(
     complete = texts <= known.places.keys() and (not settings.token_vectors or texts <= known.kept.keys())
     embedder: Embedder | None = None
     if about.is_fitted and about.files:
-        embedder = about.fitted()
+        embedder = about.fitted(note)
     elif about.is_fitted or not complete or (weight is None and about.prompts.query != about.prompts.example):
         embedder, now = load_for(key, given or about.source, pool, revision, note)
         if now.space != about.space:

@@ -18,7 +18,6 @@ from retriever.build import Progress
 from retriever.embedders import EmbedderSource
 from retriever.embedders.base import unit_rows
 from retriever.errors import InvalidInput
-from retriever.evaluation.calibration import Calibration
 from retriever.example import Example, Json, as_query
 from retriever.formats import BadRow, BadRowLog, Fields, Limits, Source, read_examples
 from retriever.keys import Key
@@ -35,6 +34,8 @@ from retriever.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from retriever.adaptation.adapt import Adapted
+    from retriever.adaptation.feedback import Feedback
+    from retriever.adaptation.training import FinetuneSettings
 
 QueryLike: TypeAlias = "str | Mapping[str, Json] | Example"
 Note: TypeAlias = Callable[[str], None]
@@ -533,55 +534,123 @@ class Retriever:
             self._live.compact(session, chosen)
         return self.generation
 
-    def adapt(self, *, kind: str = "linear", progress: Progress = _silent) -> Adapted:
-        """Learns from the pool's own labels or outputs what is alike, and searches by that where it helps.
+    def adapt(
+        self,
+        *,
+        kind: str = "linear",
+        feedback: Source | None = None,
+        strict: bool = False,
+        on_bad: Callable[[BadRow], None] | None = None,
+        progress: Progress = _silent,
+    ) -> Adapted:
+        """Learns from the pool's own labels or outputs, or from a log, what is alike, and keeps that where it helps.
 
-        A linear map of the embedder's vectors is learned and judged on examples that it was not learned from, with the
-        fusion weight calibrated anew. Where the calibrated hybrid gains more than one standard error, a generation is
-        published with it; else nothing changes. The embedder's own vectors are kept: see `undo_adaptation`.
+        A linear map of the embedder's vectors is learned and judged on examples, or logged queries, that it was not
+        learned from, with the fusion weight calibrated anew. Where the calibrated hybrid gains more than one standard
+        error, a generation is published with it; else nothing changes. The embedder's own vectors are kept: see
+        `undo_adaptation`.
 
         Args:
             kind: `linear`, `low-rank` or `per-dimension`; see `LearnerSettings`.
+            feedback: Outcomes to learn from instead of the pool; see `retriever.adaptation.feedback`. What they say of
+                examples that are not in the pool is left out, and told.
+            strict: Whether a bad line of the log is an error; otherwise bad lines are set aside and told.
+            on_bad: Called with each line that was set aside.
             progress: Told how far the work is.
 
         Raises:
-            InvalidInput: The kind is unknown, or the pool has neither labels nor outputs that differ.
+            InvalidInput: The kind is unknown, the pool has neither labels nor outputs that differ, or the log cannot be
+                read or says nothing of the pool.
+            BadRows: A bad line under `strict`.
             IndexLocked: Another process is writing.
             StorageError: The operating system refuses; `OutOfSpace` when the disk has no room.
         """
-        from retriever.adaptation.adapt import adapt
+        from retriever.adaptation.apply import adapt_index
         from retriever.adaptation.learner import LearnerSettings
 
         settings = LearnerSettings(kind)
         self.refresh()
-        # Learning takes a while: others may write meanwhile. A map fits whatever examples there are by then.
-        embedder = self.snapshot.base.generation.manifest["embedder"]
-        found = adapt(self.snapshot, self._live.encoder, settings, progress)
-        if found.adaptation is not None:
-            with self._live.session() as session:
-                if self.snapshot.base.generation.manifest["embedder"] != embedder:
-                    raise InvalidInput("the index was built with another embedder meanwhile", fix="adapt it again")
-                searched = writing.Searched(found.adaptation, found.calibration)
-                self._live.compact(session, searched=searched)
-        return found
+        return adapt_index(self._live, settings, self._log(feedback, strict=strict, on_bad=on_bad), progress)
 
-    def undo_adaptation(self) -> str:
-        """Searches the embedder's own vectors again, with the fusion weight calibrated for them.
+    def fine_tune(
+        self,
+        settings: FinetuneSettings | None = None,
+        *,
+        feedback: Source | None = None,
+        strict: bool = False,
+        on_bad: Callable[[BadRow], None] | None = None,
+        progress: Progress = _silent,
+    ) -> Adapted:
+        """Fine-tunes the model that embeds, by its library's own trainer, and keeps it where it helps.
+
+        A part of the pool, or of the log, is held out from a first model and judges it, as `adapt` judges a map. Where
+        it is better, a second one learns from everything, and a generation is published that holds it and the pool as
+        it embeds it; from then on queries and additions are embedded by it. The former one comes back by
+        `undo_adaptation`, which embeds the pool again.
+
+        Args:
+            settings: How; default `FinetuneSettings()`.
+            feedback: As for `adapt`.
+            strict: As for `adapt`.
+            on_bad: As for `adapt`.
+            progress: Told how far the work is.
+
+        Raises:
+            InvalidInput: The embedder is no sentence-transformers model that is loaded by name, the index is adapted
+                already, or as for `adapt`.
+            MissingDependency: A package of the extra `finetune` is not installed.
+            BadRows: A bad line under `strict`.
+            IndexLocked: Another process is writing.
+            StorageError: The operating system refuses; `OutOfSpace` when the disk has no room.
+        """
+        from retriever.adaptation.apply import fine_tune_index
+        from retriever.adaptation.training import FinetuneSettings
+
+        self.refresh()
+        log = self._log(feedback, strict=strict, on_bad=on_bad)
+        return fine_tune_index(self._live, settings or FinetuneSettings(), log, progress, self._note)
+
+    def _log(self, source: Source | None, *, strict: bool, on_bad: Callable[[BadRow], None] | None) -> Feedback | None:
+        """A log of outcomes, what cannot be used of it told."""
+        if source is None:
+            return None
+        from retriever.adaptation.feedback import known_ids, read_feedback
+
+        log = read_feedback(
+            source,
+            usable=self.snapshot.key.text,
+            limits=self._limits,
+            strict=strict,
+            on_bad=on_bad or (lambda row: None),
+        )
+        if log.bad and on_bad is None:
+            self._note(f"{log.bad} bad lines of {log.name} were set aside, first {log.first_bad}")
+        known, unknown = known_ids(log, self.snapshot.places_of)
+        if unknown:
+            self._note(f"{log.name} names {unknown:,} examples that are not in the pool, and {len(known):,} that are")
+        return log
+
+    def undo_adaptation(self, *, progress: Progress = _silent) -> str:
+        """Searches the embedder's own vectors again, or those of the embedder that was there before `fine_tune`.
+
+        The fusion weight is calibrated for them. The former embedder is loaded by its name, and embeds the pool again.
+
+        Args:
+            progress: Told how far the work is.
 
         Returns:
             The generation that answers now.
 
         Raises:
             InvalidInput: The index is not adapted.
+            Incompatible: The former embedder is not the one it was, or is not at hand.
+            EmbedderError: It cannot be loaded.
             IndexLocked: Another process is writing.
             StorageError: The operating system refuses; `OutOfSpace` when the disk has no room.
         """
-        with self._live.session() as session:
-            if self.snapshot.base.adaptation is None:
-                raise InvalidInput("an index that is not adapted", expected="one that is, to undo it")
-            fusion = Calibration.from_dict(self.snapshot.base.generation.manifest["fusion"])
-            weight = fusion if fusion.objective == "given" else None
-            self._live.compact(session, searched=writing.Searched(None, weight))
+        from retriever.adaptation.apply import undo
+
+        undo(self._live, progress, self._note)
         return self.generation
 
     def refresh(self) -> bool:

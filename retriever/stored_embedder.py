@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from indexes.arrays import npy, parse_npy
 from indexes.files import Buffer
@@ -17,8 +20,10 @@ from retriever.embedders import (
     LatentSemanticEmbedder,
     Prompts,
     StaticEmbedder,
+    TunedModel,
     fingerprint,
     fitted_name,
+    is_tuned,
     prompts_of,
 )
 from retriever.errors import Incompatible, IndexCorrupt
@@ -32,7 +37,8 @@ class StoredEmbedder:
 
     Attributes:
         manifest: Name, engine, dimension, fingerprint, prompts, and the settings it was loaded from; the settings are
-            None for an object of the caller's, who must bring it again.
+            None for an object of the caller's, who must bring it again. Of a fine-tuned one `tuned` says what it was
+            learned from, and its `base` is the manifest of the embedder before.
         files: What an embedder that was fitted on the pool has learned, by file name.
     """
 
@@ -72,6 +78,20 @@ class StoredEmbedder:
         return fitted_name(self.name) is not None
 
     @property
+    def base(self) -> StoredEmbedder | None:
+        """The embedder that this one was fine-tuned from; None when it was not.
+
+        Raises:
+            Incompatible: It is not said which that was.
+        """
+        if not is_tuned(self.name):
+            return None
+        tuned = self.manifest.get("tuned")
+        if not isinstance(tuned, dict) or not isinstance(tuned.get("base"), dict):
+            raise Incompatible(f"embedder {self.name}, of which the index does not say what it was made from")
+        return StoredEmbedder(tuned["base"], {})
+
+    @property
     def name(self) -> str:
         """Its canonical name."""
         return str(self.manifest["name"])
@@ -104,9 +124,18 @@ class StoredEmbedder:
         return json.dumps(facts, sort_keys=True)
 
     @classmethod
-    def of(cls, embedder: Embedder, settings: EmbedderSettings | None) -> StoredEmbedder:
-        """For an embedder that was just loaded from these settings."""
-        state = embedder.state() if isinstance(embedder, LatentSemanticEmbedder | StaticEmbedder) else {}
+    def of(
+        cls, embedder: Embedder, settings: EmbedderSettings | None, tuned: TunedModel | None = None
+    ) -> StoredEmbedder:
+        """For an embedder that was just loaded.
+
+        Args:
+            embedder: The embedder.
+            settings: What it was loaded from; None for an object of the caller's.
+            tuned: The files that it was loaded from, when they are in no folder of the user's.
+        """
+        fitted = embedder if isinstance(embedder, LatentSemanticEmbedder | StaticEmbedder) else tuned
+        state = {} if fitted is None else fitted.state()
         learned = {f"{_EMBEDDER_FILE}{name}.npy": npy(array) for name, array in state.items()}
         manifest = {
             "name": embedder.name,
@@ -131,19 +160,39 @@ class StoredEmbedder:
             {name: [buffer] for name, buffer in generation.buffers.items() if name.startswith(_EMBEDDER_FILE)},
         )
 
-    def fitted(self) -> Embedder:
+    def fitted(self, note: Callable[[str], None], settings: EmbedderSettings | None = None) -> Embedder:
         """The embedder that was fitted on the pool, as it was.
+
+        Args:
+            note: Told in one line why a fine-tuned model is run by torch when nobody asked for that.
+            settings: How a fine-tuned model is run; None for how it was when the index was built.
 
         Raises:
             EmbedderError: Its files are not there, or do not belong together.
         """
-        state = {
+        state = self._state()
+        if self.name == LatentSemanticEmbedder.NAME:
+            return LatentSemanticEmbedder.from_state(state)
+        if is_tuned(self.name):
+            return TunedModel.from_state(self.name, state).load(settings or self.source, note)
+        return StaticEmbedder.from_state(self.name, state)
+
+    def check_files(self) -> None:
+        """Refuses files that are not those of the embedder, without loading a large model.
+
+        Raises:
+            EmbedderError: They are not there, or do not belong together.
+        """
+        if is_tuned(self.name):
+            TunedModel.from_state(self.name, self._state())
+        else:
+            self.fitted(lambda line: None)
+
+    def _state(self) -> dict[str, NDArray[np.generic]]:
+        return {
             name.removeprefix(_EMBEDDER_FILE).removesuffix(".npy"): parse_npy(b"".join(chunks))
             for name, chunks in self.files.items()
         }
-        if self.name == LatentSemanticEmbedder.NAME:
-            return LatentSemanticEmbedder.from_state(state)
-        return StaticEmbedder.from_state(self.name, state)
 
 
 def _digest(parts: Mapping[str, Sequence[Buffer]]) -> str:

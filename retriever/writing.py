@@ -223,7 +223,9 @@ def _build(
 def _is_adapted(session: Session) -> bool:
     if session.current is None:
         return False
-    return FILE in generations.read_manifest(session.root, session.current.generation, session.current.manifest)
+    manifest = generations.read_manifest(session.root, session.current.generation, session.current.manifest)
+    embedder = manifest["embedder"]
+    return FILE in manifest or (isinstance(embedder, dict) and "tuned" in embedder)
 
 
 def _check_plan(pool: Pool, revision: Revision, embedder: Embedder, settings: BuildSettings, tell: Told) -> None:
@@ -409,6 +411,43 @@ def compact(
         adaptation=searched.adaptation,
         known=_Reused(snapshot),
         progress=lambda stage, done, total: None,
+    )
+    _finish(session, published, snapshot.revision)
+
+
+def embed_again(
+    session: Session,
+    snapshot: Snapshot,
+    embedder: Embedder,
+    about: StoredEmbedder,
+    weight: Calibration | None,
+    progress: Progress,
+) -> None:
+    """Publishes a generation whose vectors are another embedder's; a map of the former ones goes.
+
+    Args:
+        session: The writer.
+        snapshot: The newest view, without changes since its generation: the pool's own vectors go first, for from now
+            on they would be taken for this embedder's.
+        embedder: What embeds from now on.
+        about: What is stored of it.
+        weight: The fusion weight; None calibrates it.
+        progress: Told how far the work is.
+    """
+    assert not snapshot.changed
+    generations.collect(session.root, session.current)
+    session.pool.drop_vectors(until=snapshot.revision)
+    published = publish(
+        session.root,
+        session.pool,
+        snapshot.revision,
+        settings=snapshot.base.settings,
+        embedder=lambda: embedder,
+        stored_embedder=about,
+        weight=weight,
+        recipe=snapshot.base.recipe,
+        known=_Reused(None),
+        progress=progress,
     )
     _finish(session, published, snapshot.revision)
 

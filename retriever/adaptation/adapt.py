@@ -2,33 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from indexes.hybrid import Query
-from indexes.lexical import BM25Index
-from indexes.postings import Postings
-from retriever.adaptation.learner import LearnerSettings, learn
+from retriever.adaptation.evidence import evidence_of
+from retriever.adaptation.feedback import Feedback, known_ids
+from retriever.adaptation.learner import Batches, LearnerSettings, learn
 from retriever.adaptation.linear_map import Matrix, toward_identity
+from retriever.adaptation.logged import LogSupervision
+from retriever.adaptation.pooled import PoolSupervision
+from retriever.adaptation.sample import Sample
+from retriever.adaptation.spaces import Mapped
 from retriever.adaptation.stored import Adaptation
-from retriever.adaptation.supervision import Aim, OverlapBatches, aim_of
-from retriever.adaptation.validation import FOLDS, Compared, Held, Verdict, folds, judge
+from retriever.adaptation.training import FinetuneSettings, Training
+from retriever.adaptation.validation import FOLDS, SHARES, Compared, Learn, Verdict
+from retriever.embedders import TunedModel
 from retriever.errors import InvalidInput
 from retriever.evaluation.calibration import Calibration
 from retriever.example import Json
 from retriever.query_encoder import QueryEncoder
-from retriever.ranking.seeding import permutation
 from retriever.snapshot import Snapshot
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 
-MOST_ROWS = 50_000
-"""Rows that are learned from at most; the steps would not see more of them often enough."""
-FEWEST_ROWS = 30
+FEWEST = 30
+"""Examples or queries that a verdict needs at least."""
+
+
+class Supervision(Protocol):
+    """What says what should be alike, and judges what was learned of it."""
+
+    @property
+    def sample(self) -> Sample:
+        """The pool."""
+
+    @property
+    def source(self) -> str:
+        """`labels`, `outputs` or `feedback`."""
+
+    @property
+    def items(self) -> NDArray[np.int64]:
+        """What is learned from, and held out: rows of the pool, or queries of a log."""
+
+    def batches(self, items: NDArray[np.int64]) -> Batches:
+        """What a map is learned from."""
+
+    def training(self, items: NDArray[np.int64], settings: FinetuneSettings) -> Training:
+        """What a model is fine-tuned on."""
+
+    def judge(
+        self, learn: Learn, *, weight: float | None, tried: int = FOLDS, shares: Sequence[float] = SHARES
+    ) -> Verdict:
+        """Whether what is learned is worth having.
+
+        Args:
+            learn: From items to the space that is learned from them; called once for each fold.
+            weight: The fusion weight when it is not to be chosen.
+            tried: How many of the `FOLDS` folds are held out.
+            shares: How far to go toward what was learned, to choose from.
+        """
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A model that was fine-tuned.
+
+    Attributes:
+        model: Its files.
+        about: What the manifest says of how it was made.
+    """
+
+    model: TunedModel
+    about: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -38,11 +87,12 @@ class Adapted:
     Attributes:
         kept: Whether the index has the map now.
         reason: Why, or why not.
-        source: What was learned from: `labels` or `outputs`.
-        examples: How many examples that was.
+        source: What was learned from: `labels`, `outputs` or `feedback`.
+        examples: How many examples that was, or queries of feedback.
         compared: What the map changes on held-out examples.
         share: How far from the identity toward the learned map the one that was judged goes.
         adaptation: The map, when it is worth having.
+        tuned: The model that was fine-tuned, when it is.
         calibration: The fusion weight that goes with it; None to calibrate it when it is published.
     """
 
@@ -53,6 +103,7 @@ class Adapted:
     compared: tuple[Compared, ...] = ()
     share: float = 0.0
     adaptation: Adaptation | None = None
+    tuned: Tuned | None = None
     calibration: Calibration | None = None
 
     def to_dict(self) -> dict[str, Json]:
@@ -68,137 +119,118 @@ class Adapted:
         }
 
 
-@dataclass(frozen=True)
-class Sample:
-    """What is learned from: the examples of an index, or as many of them as can be.
+def supervision_of(snapshot: Snapshot, encoder: QueryEncoder, feedback: Feedback | None) -> Supervision:
+    """What is learned from: the pool itself, or a log.
 
-    Attributes:
-        places: Their rows of the index, ascending.
-        held: The same for validation.
+    Args:
+        snapshot: The view of the index.
+        encoder: Embeds queries, where they are embedded in another way than examples.
+        feedback: The log; None for the pool.
+
+    Raises:
+        InvalidInput: The pool has neither labels nor outputs that differ, or the log says nothing of its examples.
     """
-
-    places: NDArray[np.int64]
-    held: Held
-
-    @classmethod
-    def of(cls, snapshot: Snapshot, encoder: QueryEncoder) -> Sample:
-        """Reads them."""
-        alive = np.arange(len(snapshot.rows)) if snapshot.alive is None else np.flatnonzero(snapshot.alive)
-        places = np.sort(alive[permutation(len(alive), 0, "", "learned from")[:MOST_ROWS]])
-        examples = snapshot.examples(places)
-        texts = [snapshot.key.text(example) for example in examples]
-        terms = [tuple(snapshot.analyze(text)) for text in texts]
-        vectors = snapshot.embedded(places)
-        prompts = encoder.stored.prompts
-        numbers: dict[str, int] = {}
-
-        def queries(rows: Sequence[int]) -> list[Query]:
-            asked = vectors[list(rows)]
-            if prompts.query != prompts.example:
-                asked = encoder.queries([texts[row] for row in rows])
-            return [Query(vector, terms[row]) for vector, row in zip(asked, rows, strict=True)]
-
-        held = Held(
-            vectors,
-            BM25Index([Postings.from_documents(terms)], snapshot.base.settings.scoring()),
-            np.array([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int64),
-            lambda rows: [examples[row] for row in rows],
-            queries,
+    if feedback is None:
+        return PoolSupervision.of(Sample.of(snapshot, encoder))
+    places, _ = known_ids(feedback, snapshot.places_of)
+    sample = Sample.of(snapshot, encoder, np.array(sorted(places.values()), dtype=np.int64))
+    rows = {identity: int(np.searchsorted(sample.places, place)) for identity, place in places.items()}
+    evidence = evidence_of(feedback, rows, snapshot.key.text)
+    if not any(one.credit.any() for one in evidence.queries):
+        raise InvalidInput(
+            f"{feedback.name} prefers no example of the pool to another",
+            expected="outcomes that differ, of demonstrations that are in the pool",
         )
-        return cls(places, held)
+    return LogSupervision(sample, evidence)
 
 
-def adapt(snapshot: Snapshot, encoder: QueryEncoder, settings: LearnerSettings, progress: Progress) -> Adapted:
-    """Learns from the examples themselves which ones are alike.
+def adapt(
+    snapshot: Snapshot,
+    encoder: QueryEncoder,
+    settings: LearnerSettings,
+    progress: Progress,
+    feedback: Feedback | None = None,
+) -> Adapted:
+    """Learns which examples are alike, from the examples themselves or from a log.
 
     Args:
         snapshot: The view of the index.
         encoder: Embeds queries, where they are embedded in another way than examples.
         settings: How the map is learned.
         progress: Told how far the work is.
+        feedback: The log; None for the pool.
 
     Raises:
-        InvalidInput: The pool has neither labels nor outputs that differ.
+        InvalidInput: As `supervision_of`.
     """
-    sample = Sample.of(snapshot, encoder)
-    examples = sample.held.examples(range(len(sample.places)))
-    aim = aim_of(examples)
-    if aim is None:
-        raise InvalidInput("a pool without labels that repeat and without outputs", expected="either, to learn from")
-    rows = np.flatnonzero(aim.sets.sizes > 0)
-    if len(rows) < FEWEST_ROWS:
-        few = f"only {len(rows)} examples say what is alike, and {FEWEST_ROWS} are needed to tell whether a map helps"
-        return Adapted(False, few, aim.judged.name, len(rows))
-    verdict, matrix = _judged(sample.held, aim, rows, settings, _given_weight(snapshot), progress)
+    supervision = supervision_of(snapshot, encoder, feedback)
+    items = supervision.items
+    if len(items) < FEWEST:
+        return Adapted(False, too_few(supervision), supervision.source, len(items))
+    weight = given_weight(snapshot)
+    verdict, matrix = _judged(supervision, encoder.stored.dim, settings, weight, progress)
+    found = Adapted(
+        matrix is not None, reason(verdict), supervision.source, len(items), verdict.compared, verdict.share
+    )
     if matrix is None:
-        return Adapted(False, _no_gain(verdict), aim.judged.name, len(rows), verdict.compared, verdict.share)
-    about = about_map(aim.judged.name, len(rows), settings, verdict)
-    calibration = Calibration(verdict.weight, aim.judged.name, verdict.sample, verdict.utilities)
-    if _given_weight(snapshot) is not None:
-        calibration = Calibration(verdict.weight, "given")
-    return Adapted(
-        True,
-        _gain(verdict),
-        aim.judged.name,
-        len(rows),
-        verdict.compared,
-        verdict.share,
-        Adaptation.learned(matrix, about),
-        calibration,
+        return found
+    about = {**about_learned(supervision, verdict, feedback), "settings": asdict(settings)}
+    return replace(
+        found,
+        adaptation=Adaptation.learned(matrix, about),
+        calibration=verdict.calibration,
     )
 
 
 def _judged(
-    held: Held,
-    aim: Aim,
-    rows: NDArray[np.int64],
-    settings: LearnerSettings,
-    weight: float | None,
-    progress: Progress,
+    supervision: Supervision, dim: int, settings: LearnerSettings, weight: float | None, progress: Progress
 ) -> tuple[Verdict, Matrix | None]:
     """The verdict, and the map that is learned from everything when it is favourable."""
     learned = 0
 
-    def learn_from(some: NDArray[np.int64]) -> Matrix:
+    def learn_from(items: NDArray[np.int64]) -> Matrix:
         nonlocal learned
         before, total = learned * settings.steps, (FOLDS + 1) * settings.steps
         learned += 1
-        batches = OverlapBatches(held.vectors, aim.sets, some)
-        dim = held.vectors.shape[1]
+        batches = supervision.batches(items)
         return learn(batches, dim, settings, lambda done, _: progress("learning", before + done, total))
 
-    parts = folds(held, rows, learn_from)
-    verdict = judge(held, parts, aim.judged, guarded=aim.guarded, weight=weight)
-    return verdict, toward_identity(learn_from(rows), verdict.share) if verdict.kept else None
+    verdict = supervision.judge(lambda items: Mapped(supervision.sample.frozen, learn_from(items)), weight=weight)
+    return verdict, toward_identity(learn_from(supervision.items), verdict.share) if verdict.kept else None
 
 
-def about_map(source: str, examples: int, settings: LearnerSettings, verdict: Verdict) -> dict[str, Json]:
-    """What the manifest says of a map, but for its fingerprint."""
+def about_learned(supervision: Supervision, verdict: Verdict, feedback: Feedback | None) -> dict[str, Json]:
+    """What the manifest says of what was learned, but for how."""
+    log: dict[str, Json] = {}
+    if feedback is not None:
+        log = {"log": {"name": feedback.name, "lines": len(feedback.lines), "sha256": feedback.digest}}
     return {
-        "source": source,
-        "examples": examples,
+        "source": supervision.source,
+        "examples": len(supervision.items),
+        **log,
         "share": verdict.share,
-        "settings": asdict(settings),
         "compared": [one.to_dict() for one in verdict.compared],
     }
 
 
-def _given_weight(snapshot: Snapshot) -> float | None:
+def given_weight(snapshot: Snapshot) -> float | None:
     """The fusion weight, if the user has set it."""
     fusion = Calibration.from_dict(snapshot.base.generation.manifest["fusion"])
     return fusion.weight if fusion.objective == "given" else None
 
 
-def _gain(verdict: Verdict) -> str:
-    return f"on {verdict.sample} held-out examples the hybrid gains {_difference(verdict)}"
+def too_few(supervision: Supervision) -> str:
+    """Why nothing was learned."""
+    kind = "queries" if supervision.source == "feedback" else "examples"
+    return f"only {len(supervision.items)} {kind} say what is alike, and {FEWEST} are needed to tell whether it helps"
 
 
-def _no_gain(verdict: Verdict) -> str:
+def reason(verdict: Verdict) -> str:
+    """Why what was learned is kept, or why not."""
+    hybrid = verdict.compared[1]
+    difference = f"{hybrid.gain:+.4f} ± {hybrid.error:.4f} ({hybrid.before:.4f} → {hybrid.after:.4f})"
+    if verdict.kept:
+        return f"on {verdict.sample} held-out {verdict.items} the hybrid gains {difference}"
     losses = [f"{one.metric} falls by {-one.gain:.4f}" for one in verdict.compared if one.gain < 0]
     more = f" and {', '.join(losses)}" if losses else ""
-    return f"no gain: on {verdict.sample} held-out examples the hybrid changes by {_difference(verdict)}{more}"
-
-
-def _difference(verdict: Verdict) -> str:
-    [hybrid] = [one for one in verdict.compared if one.metric == f"hybrid, {verdict.objective}"]
-    return f"{hybrid.gain:+.4f} ± {hybrid.error:.4f} ({hybrid.before:.4f} → {hybrid.after:.4f})"
+    return f"no gain: on {verdict.sample} held-out {verdict.items} the hybrid changes by {difference}{more}"

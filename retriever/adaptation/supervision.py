@@ -22,7 +22,7 @@ from retriever.evaluation.metrics import best_overlap, mean_overlap, output_toke
 from retriever.example import Example
 from retriever.ranking.seeding import permutation
 
-_SHARPNESS = 12.0
+SHARPNESS = 12.0
 """How much more attention a row of overlap 1 should get than one of overlap 0, as a logarithm."""
 _MOST_KEPT = 5_000
 """Rows of which all pairs are kept, in 100 MB at most."""
@@ -152,7 +152,7 @@ def _spread(overlap: NDArray[np.float32], allowed: NDArray[np.bool_]) -> Targets
     """Attention by overlap: a softmax over the allowed rows; none where nothing overlaps."""
     masked = np.where(allowed, overlap, -np.inf)
     best = masked.max(axis=1, keepdims=True, initial=-1.0)
-    attention = np.exp(_SHARPNESS * (masked - best))
+    attention = np.exp(SHARPNESS * (masked - best))
     attention *= best > 0
     spread: Targets = (attention / np.maximum(attention.sum(axis=1, keepdims=True), 1e-30)).astype(np.float32)
     return spread

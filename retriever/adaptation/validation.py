@@ -17,14 +17,15 @@ from numpy.typing import NDArray
 
 from indexes.dense import DenseIndex, Segment
 from indexes.hybrid import HybridIndex, Query
-from indexes.lexical import LexicalIndex
-from retriever.adaptation.linear_map import Matrix, Vectors, mapped, toward_identity
-from retriever.evaluation.calibration import GRID, SAMPLE, Objective, best_weight, utilities
-from retriever.example import Example, Json
+from retriever.adaptation.sample import Sample
+from retriever.adaptation.spaces import Space
+from retriever.evaluation.calibration import GRID, SAMPLE, Calibration, Objective, best_weight, utilities
+from retriever.example import Json
 from retriever.ranking.seeding import permutation
 
-Learn: TypeAlias = Callable[[NDArray[np.int64]], Matrix]
-"""From rows to the map that is learned from them."""
+Rows: TypeAlias = NDArray[np.int64]
+Learn: TypeAlias = Callable[[Rows], Space]
+"""From rows to the space that is learned from them."""
 
 FOLDS = 3
 SHARES = (0.25, 0.5, 0.75, 1.0)
@@ -33,37 +34,34 @@ _DENSE = (1.0,)
 
 
 @dataclass(frozen=True)
-class Held:
-    """The pool as validation sees it.
-
-    Attributes:
-        vectors: As the embedder gave them, shape (rows, dim).
-        lexical: The lexical channel over the same rows.
-        copies: For each row a number that it shares with the rows of the same key text, shape (rows,).
-        examples: From rows to their examples.
-        queries: From rows to their keys as queries.
-    """
-
-    vectors: Vectors
-    lexical: LexicalIndex
-    copies: NDArray[np.int64]
-    examples: Callable[[Sequence[int]], Sequence[Example]]
-    queries: Callable[[Sequence[int]], Sequence[Query]]
-
-
-@dataclass(frozen=True)
 class Fold:
     """A part that is held out.
 
     Attributes:
         rows: The examples of it that ask.
-        others: Which rows are not of it, bool, shape (pool,).
-        matrix: The map that was learned from these.
+        others: Which rows answer: those that are not of it, bool, shape (pool,).
+        space: What was learned from the rest.
     """
 
     rows: list[int]
     others: NDArray[np.bool_]
-    matrix: Matrix
+    space: Space
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Something that spaces are compared by.
+
+    Attributes:
+        name: What it is called in results.
+        items: What it calls what is held out, such as `examples`.
+        values: From the share of the way toward what was learned, and fusion weights, to the value of each held-out
+            item at each weight, shape (items, weights); the items and their order are always the same.
+    """
+
+    name: str
+    items: str
+    values: Callable[[float, Sequence[float]], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -104,174 +102,171 @@ class Compared:
         return self.after - self.before
 
 
-def folds(held: Held, rows: NDArray[np.int64], learn: Learn) -> list[Fold]:
-    """Cuts the pool by key text and learns a map from what is outside each part.
+def folds(sample: Sample, rows: Rows, learn: Learn, tried: int = FOLDS) -> list[Fold]:
+    """Cuts the pool by key text and learns from what is outside each part.
 
     Args:
-        held: The pool.
+        sample: The pool.
         rows: Those that have something to compare.
-        learn: From rows to the map that is learned from them.
+        learn: From rows to the space that is learned from them.
+        tried: How many of the `FOLDS` parts are held out, each at the price of learning once.
     """
-    texts = int(held.copies.max()) + 1
-    fold_of = permutation(texts, 0, "", "folds") % FOLDS
-    order = rows[permutation(len(rows), 0, "", "validation")][:SAMPLE]
+    fold_of = permutation(int(sample.copies.max()) + 1, 0, "", "folds") % FOLDS
+    asking = rows[fold_of[sample.copies[rows]] < tried]
+    order = asking[permutation(len(asking), 0, "", "validation")][:SAMPLE]
     return [
         Fold(
-            order[fold_of[held.copies[order]] == number].tolist(),
-            fold_of[held.copies] != number,
-            learn(rows[fold_of[held.copies[rows]] != number]),
+            order[fold_of[sample.copies[order]] == number].tolist(),
+            fold_of[sample.copies] != number,
+            learn(rows[fold_of[sample.copies[rows]] != number]),
         )
-        for number in range(FOLDS)
+        for number in range(tried)
     ]
 
 
-def gained(
-    held: Held, parts: Sequence[Fold], share: float, judged: Objective, weights: Sequence[float] = GRID
-) -> NDArray[np.float64]:
-    """The utility of each held-out example at each fusion weight.
+def pool_measure(sample: Sample, parts: Sequence[Fold], judged: Objective) -> Measure:
+    """How well what the pool's own examples retrieve matches them.
 
     Args:
-        held: The pool.
-        parts: From `folds`.
-        share: How far to go from the identity toward each fold's map; 0 leaves the vectors as they are.
+        sample: The pool.
+        parts: Who asks whom, and by what.
         judged: What a match is.
-        weights: The fusion weights.
-
-    Returns:
-        Shape (examples, weights), in an order that depends on `parts` and `judged` alone.
     """
-    found = []
-    for part in parts:
-        matrix = toward_identity(part.matrix, share)
-        moved = mapped(matrix, held.vectors) if share else held.vectors
-        index = HybridIndex(DenseIndex([Segment.of(moved)]), held.lexical, part.others)
 
-        def queries(rows: Sequence[int], matrix: Matrix = matrix) -> list[Query]:
-            asked = held.queries(rows)
-            if not share:
-                return list(asked)
-            vectors = mapped(matrix, np.stack([query.vector for query in asked]))
-            return [Query(vector, query.terms) for vector, query in zip(vectors, asked, strict=True)]
+    def values(share: float, weights: Sequence[float]) -> NDArray[np.float64]:
+        return np.concatenate([_matches(sample, part, share, judged, weights) for part in parts])
 
-        _, values = utilities(
-            index, part.rows, judged, examples=held.examples, queries=queries, copies=held.copies, weights=weights
-        )
-        found.append(values)
-    return np.concatenate(found)
+    return Measure(judged.name, "examples", values)
+
+
+def _matches(
+    sample: Sample, part: Fold, share: float, judged: Objective, weights: Sequence[float]
+) -> NDArray[np.float64]:
+    def queries(rows: Sequence[int]) -> list[Query]:
+        texts = [sample.texts[row] for row in rows]
+        return sample.queries(texts, space.queries(texts, share))
+
+    space = part.space if share else sample.frozen
+    index = HybridIndex(DenseIndex([Segment.of(space.rows(share))]), sample.lexical, part.others)
+    _, values = utilities(
+        index, part.rows, judged, examples=sample.some, queries=queries, copies=sample.copies, weights=weights
+    )
+    return values
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a map is worth having.
+    """Whether what was learned is worth having.
 
     Attributes:
         kept: Whether it is.
-        share: How far to go from the identity toward the map.
-        compared: What was compared at this share, the fusion calibrated before and after.
-        weight: The fusion weight that goes with it.
-        utilities: The mean utility of the held-out examples at each weight that was tried.
-        sample: How many were held out.
-        objective: The name of what a match is.
+        share: How far to go toward it.
+        compared: What was compared at this share, the fusion calibrated before and after; the dense channel by what is
+            judged comes first, the hybrid second.
+        calibration: The fusion weight that goes with it.
+        sample: How many items were held out.
+        items: What these are.
     """
 
     kept: bool
     share: float
     compared: tuple[Compared, ...]
-    weight: float
-    utilities: tuple[float, ...]
+    calibration: Calibration
     sample: int
-    objective: str
+    items: str
 
 
 def judge(
-    held: Held,
-    parts: Sequence[Fold],
-    judged: Objective,
+    judged: Measure,
     *,
-    guarded: Objective | None = None,
+    guarded: Measure | None = None,
+    weighed: Measure | None = None,
     weight: float | None = None,
+    shares: Sequence[float] = SHARES,
+    errors: float = 1.0,
 ) -> Verdict:
-    """Finds how far to go toward the map, and whether that helps.
+    """Finds how far to go toward what was learned, and whether that helps.
 
-    It helps when the hybrid, each time at its own best weight, gains more than one standard error, and no channel and
+    It helps when the hybrid, each time at its own best weight, gains more than its standard error, and no channel and
     nothing guarded loses more than is tolerated.
 
     Args:
-        held: The pool.
-        parts: From `folds`.
-        judged: What a match is.
-        guarded: What must not get worse while matches get better.
+        judged: What is to get better.
+        guarded: What must not get worse meanwhile.
+        weighed: What the fusion weight is chosen by; None for `judged`.
         weight: The fusion weight when it is not to be chosen.
+        shares: How far to go, to choose from.
+        errors: How many standard errors the gain has to be above.
     """
     weights = GRID if weight is None else (weight,)
-    before = _Utilities.of(held, parts, 0, judged, guarded, weights)
+    choosing = weighed or judged
+    before = _Values.of(judged, guarded, choosing, 0, weights)
     base = before.choose(before.everywhere())
-    dense = gained(held, parts, 0, judged, _DENSE)[:, 0]
-    shares = {share: gained(held, parts, share, judged, _DENSE)[:, 0] for share in SHARES}
+    dense = judged.values(0, _DENSE)[:, 0]
+    moved = {share: judged.values(share, _DENSE)[:, 0] for share in shares}
     # Stable: of equal ones the greater change comes last.
-    for share in sorted(SHARES, key=lambda share: -float(shares[share].mean())):
-        after = _Utilities.of(held, parts, share, judged, guarded, weights)
+    for share in sorted(shares, key=lambda share: -float(moved[share].mean())):
+        after = _Values.of(judged, guarded, choosing, share, weights)
         allowed = after.not_below(before, base)
         place = after.choose(allowed if allowed.any() else after.everywhere())
         compared = (
-            Compared.of(f"dense, {judged.name}", dense, shares[share]),
+            Compared.of(f"dense, {judged.name}", dense, moved[share]),
             Compared.of(f"hybrid, {judged.name}", before.judged[:, base], after.judged[:, place]),
-            *_costs(held, parts, share, guarded),
+            *_costs(guarded, share),
             *after.cost(before, base, place),
         )
-        helps = compared[1].gain > compared[1].error
+        helps = compared[1].gain > errors * compared[1].error
         kept = bool(allowed.any()) and helps and all(one.gain >= -TOLERATED for one in compared)
-        means = tuple(np.round(after.judged.mean(axis=0), 6).tolist())
-        verdict = Verdict(kept, share, compared, weights[place], means, len(after.judged), judged.name)
+        calibration = Calibration(weights[place], "given")
+        if weight is None:
+            means = tuple(np.round(after.weighed.mean(axis=0), 6).tolist())
+            calibration = Calibration(weights[place], choosing.name, len(after.weighed), means)
+        verdict = Verdict(kept, share, compared, calibration, len(after.judged), judged.items)
         if kept or guarded is None:
             break
     return verdict
 
 
-def _costs(held: Held, parts: Sequence[Fold], share: float, guarded: Objective | None) -> list[Compared]:
+def _costs(guarded: Measure | None, share: float) -> list[Compared]:
     if guarded is None:
         return []
-    before, after = (gained(held, parts, one, guarded, _DENSE)[:, 0] for one in (0, share))
+    before, after = (guarded.values(one, _DENSE)[:, 0] for one in (0, share))
     return [Compared.of(f"dense, {guarded.name}", before, after)]
 
 
 @dataclass(frozen=True)
-class _Utilities:
-    """The utilities at each weight, shape (examples, weights)."""
+class _Values:
+    """The values at each weight, shape (items, weights)."""
 
     weights: Sequence[float]
     judged: NDArray[np.float64]
     guarded: NDArray[np.float64] | None
+    weighed: NDArray[np.float64]
     name: str
 
     @classmethod
     def of(
-        cls,
-        held: Held,
-        parts: Sequence[Fold],
-        share: float,
-        judged: Objective,
-        guarded: Objective | None,
-        weights: Sequence[float],
-    ) -> _Utilities:
-        watched = None if guarded is None else gained(held, parts, share, guarded, weights)
-        name = "" if guarded is None else guarded.name
-        return cls(weights, gained(held, parts, share, judged, weights), watched, name)
+        cls, judged: Measure, guarded: Measure | None, weighed: Measure, share: float, weights: Sequence[float]
+    ) -> _Values:
+        asked = {measure.name: measure for measure in (judged, guarded, weighed) if measure}
+        found = {name: measure.values(share, weights) for name, measure in asked.items()}
+        watched = None if guarded is None else found[guarded.name]
+        return cls(weights, found[judged.name], watched, found[weighed.name], "" if guarded is None else guarded.name)
 
     def everywhere(self) -> NDArray[np.bool_]:
         return np.ones(len(self.weights), dtype=np.bool_)
 
     def choose(self, allowed: NDArray[np.bool_]) -> int:
-        return 0 if len(self.weights) == 1 else GRID.index(best_weight(self.judged, allowed))
+        return 0 if len(self.weights) == 1 else GRID.index(best_weight(self.weighed, allowed))
 
-    def not_below(self, before: _Utilities, base: int) -> NDArray[np.bool_]:
+    def not_below(self, before: _Values, base: int) -> NDArray[np.bool_]:
         """The weights at which what is guarded is not below what it was."""
         if self.guarded is None or before.guarded is None:
             return self.everywhere()
         allowed: NDArray[np.bool_] = self.guarded.mean(axis=0) >= before.guarded[:, base].mean() - TOLERATED
         return allowed
 
-    def cost(self, before: _Utilities, base: int, place: int) -> list[Compared]:
+    def cost(self, before: _Values, base: int, place: int) -> list[Compared]:
         if self.guarded is None or before.guarded is None:
             return []
         return [Compared.of(f"hybrid, {self.name}", before.guarded[:, base], self.guarded[:, place])]

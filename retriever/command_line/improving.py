@@ -25,6 +25,7 @@ from retriever.command_line.options import (
     EMBEDDER,
     EVALUATION,
     FIELDS,
+    FINE_TUNING,
     PROMPT,
     PROMPT_LIMITS,
     TUNING,
@@ -37,6 +38,7 @@ from retriever.command_line.options import (
     asking_of,
     eval_settings_of,
     fields_of,
+    finetune_settings_of,
     settings_of,
     tune_settings_of,
     with_options,
@@ -262,25 +264,40 @@ def tune_(
 
 @app.command(no_args_is_help=True)
 @reported
+@with_options(fine_tuning=FINE_TUNING)
 def adapt(
     index: Index,
-    kind: Annotated[AdaptKind, typer.Option(help="The form of the map.")] = "linear",
-    undo: Annotated[bool, typer.Option("--undo", help="Search the embedder's own vectors again.")] = False,
+    kind: Annotated[AdaptKind | None, typer.Option(help="The form of the map (linear).", show_default=False)] = None,
+    feedback: Annotated[
+        str | None, typer.Option("--from", help="Log of outcomes to learn from instead of the pool.")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Fine-tune the model itself; takes minutes to hours.")] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Search by what was there before.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Change nothing if a line is bad (exit 7).")] = False,
     json_output: JsonFlag = False,
+    *,
+    fine_tuning: Mapping[str, object],
 ) -> None:
-    """Learn from labels or outputs what is alike; keep what helps.
+    """Learn what is alike from the pool or a log; keep what helps.
 
     \b
     retriever adapt tickets.index
+    retriever adapt tickets.index --from feedback.jsonl
     retriever adapt tickets.index --undo
     """
+    _check_adapt(kind=kind, feedback=feedback, full=full, undo=undo, fine_tuning=fine_tuning)
+    bad = BadRows(strict=strict)
     with opened(index, {}) as retriever, progress() as shown:
         if undo:
-            generation = retriever.undo_adaptation()
+            retriever.undo_adaptation(progress=shown)
             weight = retriever.snapshot.base.weight
+        elif full:
+            settings = finetune_settings_of(fine_tuning)
+            found = retriever.fine_tune(settings, feedback=feedback, on_bad=bad, progress=shown)
         else:
-            found = retriever.adapt(kind=kind, progress=shown)
-            generation = retriever.generation
+            found = retriever.adapt(kind=kind or "linear", feedback=feedback, on_bad=bad, progress=shown)
+        generation = retriever.generation
+    bad.report()
     if undo:
         if wants_json(json_output):
             emit_json({"generation": generation, "weight": weight})
@@ -290,6 +307,22 @@ def adapt(
         emit_json({"generation": generation, **found.to_dict()})
     else:
         show_adaptation(found, generation)
+
+
+def _check_adapt(
+    *, kind: str | None, feedback: str | None, full: bool, undo: bool, fine_tuning: Mapping[str, object]
+) -> None:
+    """Refuses options that would be ignored."""
+    from retriever.errors import InvalidInput
+
+    given = {"--kind": kind, "--from": feedback, "--full": full, **{f"--{name}": 1 for name in fine_tuning}}
+    if undo and any(given.values()):
+        named = ", ".join(name for name, value in given.items() if value)
+        raise InvalidInput(f"--undo together with {named}", fix="leave one out")
+    if full and kind is not None:
+        raise InvalidInput("--kind together with --full", expected="a form of the map, or the model itself")
+    if fine_tuning and not full:
+        raise InvalidInput(f"--{next(iter(fine_tuning))} without --full")
 
 
 @app.command(no_args_is_help=True)

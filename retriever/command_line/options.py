@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from retriever import EmbedderSettings, Fields, Limits, PromptOptions
+    from retriever.adaptation.training import FinetuneSettings
     from retriever.evaluation.asking import Asking
     from retriever.evaluation.evaluate import EvalSettings
     from retriever.evaluation.tune import TuneSettings
@@ -37,6 +38,7 @@ _LIMITS = "Limits"
 _FIELDS = "Fields"
 _EVALUATION = "Evaluation"
 _ASKING = "Language model"
+_FINE_TUNING = "Fine-tuning, with --full"
 
 
 def size(text: str) -> int:
@@ -137,6 +139,13 @@ TUNING: Mapping[str, object] = {
     "seed": EVALUATION["seed"],
     "resamples": EVALUATION["resamples"],
     "level": EVALUATION["level"],
+}
+FINE_TUNING: Mapping[str, object] = {
+    "epochs": _option(int | None, "--epochs", help="How often each example is a query (1).", panel=_FINE_TUNING),
+    "examples": _option(int | None, "--examples", help="The most of an epoch (5,000).", panel=_FINE_TUNING),
+    "batch": _option(int | None, "--batch", help="The most of a step (32).", panel=_FINE_TUNING),
+    "rate": _option(float | None, "--rate", help="The largest step size (0.00005).", panel=_FINE_TUNING),
+    "seed": _option(int | None, "--seed", help="Of the data and the dropout (0).", panel=_FINE_TUNING),
 }
 ASKING: Mapping[str, object] = {
     "backend": _option(str | None, "--backend", help="As of ask; its answers are judged.", panel=_ASKING),
@@ -282,6 +291,13 @@ def tune_settings_of(options: Mapping[str, object], prompt: Mapping[str, object]
 
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
     return TuneSettings(**given, prompt=prompt_options_of(prompt))  # type: ignore[arg-type]
+
+
+def finetune_settings_of(options: Mapping[str, object]) -> FinetuneSettings:
+    """The group `FINE_TUNING` as `Retriever.fine_tune` takes it."""
+    from retriever.adaptation.training import FinetuneSettings
+
+    return FinetuneSettings(**options)  # type: ignore[arg-type]
 
 
 def asking_of(options: Mapping[str, object]) -> Asking | None:

@@ -28,6 +28,8 @@ from retriever.embedders.static import PREFIX as STATIC
 from retriever.embedders.static import StaticEmbedder
 from retriever.embedders.torch_models import ORGANISATION, model_folder
 from retriever.embedders.transformer import load_transformer
+from retriever.embedders.tuned import PREFIX as TUNED
+from retriever.embedders.tuned import TunedModel
 from retriever.errors import EmbedderError, InvalidInput
 
 __all__ = [
@@ -37,10 +39,12 @@ __all__ = [
     "LatentSemanticEmbedder",
     "Prompts",
     "StaticEmbedder",
+    "TunedModel",
     "Vectors",
     "encode_checked",
     "fingerprint",
     "fitted_name",
+    "is_tuned",
     "load_embedder",
     "prompts_of",
     "same_space",
@@ -90,6 +94,11 @@ def load_embedder(
         return _distilled(settings, note, pool_texts)
     if settings.name.startswith(_OPENAI):
         return _endpoint(settings)
+    if is_tuned(settings.name):
+        raise InvalidInput(
+            f"embedder {settings.name!r}, which only the index holds that it was made for",
+            fix="open that index; any other model is named by its folder",
+        )
     if settings.name.startswith("callable:"):
         raise InvalidInput(
             f"embedder {settings.name!r}, which only a Python object can be", fix="pass the same object as embedder="
@@ -154,19 +163,26 @@ def _distilled(
 
 
 def fitted_name(asked: str) -> str | None:
-    """The canonical name of an embedder that is fitted on a pool; None for one that is not.
+    """The canonical name of an embedder that only an index holds, fitted on its pool; None for any other.
 
     Raises:
         EmbedderError: It names a folder that is not there.
     """
     if asked in _LATENT:
         return LatentSemanticEmbedder.NAME
+    if is_tuned(asked):
+        return asked
     if not asked.startswith(STATIC):
         return None
     model = asked.removeprefix(STATIC)
     if model == "auto":
         return STATIC + MINI_LM
     return STATIC + str(model_folder(model) or model.removeprefix(ORGANISATION))
+
+
+def is_tuned(name: str) -> bool:
+    """Whether a name is that of a model which was fine-tuned for an index."""
+    return name.startswith(TUNED)
 
 
 def _endpoint(settings: EmbedderSettings) -> Embedder:

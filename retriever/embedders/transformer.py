@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from retriever.embedders.base import Embedder, EmbedderSettings
 from retriever.embedders.onnx_engine import ABOUT, OnnxEmbedder
@@ -28,22 +30,47 @@ from retriever.errors import EmbedderError
 _DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
 
 
-def load_transformer(settings: EmbedderSettings, note: Callable[[str], None], *, packaged: bool = False) -> Embedder:
+class Origin(Protocol):
+    """Where a model comes from that has no folder of its own.
+
+    Attributes:
+        name: Its canonical name.
+        digest: What tells its files from any other model's.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+    @property
+    def digest(self) -> str: ...  # noqa: D102
+
+    def folder(self) -> AbstractContextManager[Path]:
+        """A folder to load it from, there as long as the context."""
+
+
+def load_transformer(
+    settings: EmbedderSettings,
+    note: Callable[[str], None],
+    *,
+    packaged: bool = False,
+    origin: Origin | None = None,
+) -> Embedder:
     """A model by name or from a folder, run by the engine that the settings name or that suits best.
 
     Args:
         settings: Name, engine, device, revision, prompts and batch size.
         note: Told in one line why a model is run by torch that nobody asked to be.
         packaged: Whether it is all-MiniLM-L6-v2 from the installed package.
+        origin: Where it comes from instead of the name.
 
     Raises:
         EmbedderError: The model cannot be had, is damaged, or needs code of its own; or it cannot be exported and the
             settings ask for `onnx`.
     """
     if settings.engine == "torch" or (settings.engine is None and _on_accelerator(settings)):
-        return _by_torch(settings, packaged=packaged)
+        return _by_torch(settings, packaged=packaged, origin=origin)
     why = missing_packages()
-    folder = None if why else _export_of(settings, packaged=packaged)
+    folder = None if why else _export_of(settings, packaged=packaged, origin=origin)
     if folder is not None and (folder / ABOUT).is_file():
         try:
             return OnnxEmbedder.open(folder, settings)
@@ -53,10 +80,10 @@ def load_transformer(settings: EmbedderSettings, note: Callable[[str], None], *,
     if folder is not None and settings.engine is None:
         why = known_refusal(folder)
     # What is exported must not stand on an accelerator, which the library would choose by itself.
-    model = _by_torch(replace(settings, device="cpu") if why is None else settings, packaged=packaged)
+    model = _by_torch(replace(settings, device="cpu") if why is None else settings, packaged=packaged, origin=origin)
     if why is None:
         # A model that was downloaded just now has a folder only now.
-        folder = folder or _export_of(settings, packaged=packaged)
+        folder = folder or _export_of(settings, packaged=packaged, origin=origin)
         try:
             if folder is None:
                 raise CacheFails("its files are not in the cache of the Hugging Face Hub")
@@ -79,19 +106,24 @@ def _on_accelerator(settings: EmbedderSettings) -> bool:
     return any(driver.exists() for driver in _DRIVERS)
 
 
-def _by_torch(settings: EmbedderSettings, *, packaged: bool) -> SentenceTransformerEmbedder:
+def _by_torch(settings: EmbedderSettings, *, packaged: bool, origin: Origin | None) -> SentenceTransformerEmbedder:
+    if origin is not None:
+        with origin.folder() as folder:
+            return SentenceTransformerEmbedder.load(settings, source=folder, name=origin.name)
     if packaged:
         return SentenceTransformerEmbedder.load(settings, source=packaged_folder(), name=MINI_LM)
     return SentenceTransformerEmbedder.load(settings)
 
 
-def _export_of(settings: EmbedderSettings, *, packaged: bool) -> Path | None:
+def _export_of(settings: EmbedderSettings, *, packaged: bool, origin: Origin | None) -> Path | None:
     """Where the export of a model is, or would be; None for a model that has to be downloaded first.
 
     That of the packaged model is found by what its weights must be; they are looked at when it is made.
     """
     if packaged:
         return export_folder(MINI_LM, SHA256)
+    if origin is not None:
+        return export_folder(origin.name, f"{origin.name} {origin.digest}")
     folder = model_folder(settings.name) or hub_folder(settings.name, settings.revision)
     name = settings.name.removeprefix(ORGANISATION)
     return None if folder is None else export_folder(name, f"{name} {identity_of(folder)}")

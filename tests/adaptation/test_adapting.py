@@ -7,7 +7,7 @@ import pytest
 from colours import colour, embed, rows
 
 from retriever import IndexSettings, Retriever
-from retriever.adaptation import adapt as adapting
+from retriever.adaptation import sample as sampling
 from retriever.adaptation.linear_map import on_grid
 from retriever.adaptation.stored import Adaptation
 from retriever.errors import InvalidInput
@@ -228,7 +228,7 @@ def test_adapting_twice_gives_the_same_bytes(tmp_path):
 
 
 def test_examples_beyond_the_most_are_mapped_but_not_learned_from(tmp_path, monkeypatch):
-    monkeypatch.setattr(adapting, "MOST_ROWS", 100)
+    monkeypatch.setattr(sampling, "MOST_ROWS", 100)
     with pool(tmp_path / "i") as index:
         assert index.adapt().examples == 100
         assert len(index.snapshot.base.vectors) == 160

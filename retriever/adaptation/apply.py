@@ -1,0 +1,77 @@
+"""Applying: an index on disk is searched by what was learned, or again by what it was before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from retriever import writing
+from retriever.adaptation.adapt import Adapted, Progress, Tuned, adapt
+from retriever.adaptation.feedback import Feedback
+from retriever.adaptation.full import adapt_fully
+from retriever.adaptation.learner import LearnerSettings
+from retriever.adaptation.training import FinetuneSettings
+from retriever.embedders import Embedder
+from retriever.errors import InvalidInput
+from retriever.evaluation.calibration import Calibration
+from retriever.live import LiveIndex
+from retriever.query_encoder import QueryEncoder
+from retriever.stored_embedder import StoredEmbedder
+
+Note = Callable[[str], None]
+
+
+def adapt_index(live: LiveIndex, settings: LearnerSettings, feedback: Feedback | None, progress: Progress) -> Adapted:
+    """Learns a map and publishes it where it helps; see `Retriever.adapt`."""
+    # Learning takes a while: others may write meanwhile. A map fits whatever examples there are by then.
+    embedder = live.encoder.stored.manifest
+    found = adapt(live.snapshot, live.encoder, settings, progress, feedback)
+    if found.adaptation is not None:
+        with live.session() as session:
+            _check_same(live, embedder)
+            live.compact(session, searched=writing.Searched(found.adaptation, found.calibration))
+    return found
+
+
+def fine_tune_index(
+    live: LiveIndex, settings: FinetuneSettings, feedback: Feedback | None, progress: Progress, note: Note
+) -> Adapted:
+    """Fine-tunes the model and embeds the pool with it where that helps; see `Retriever.fine_tune`."""
+    before = live.encoder.stored
+    found = adapt_fully(live.snapshot, live.encoder, settings, progress, note, feedback)
+    if found.tuned is not None:
+        embedder, about = _loaded(found.tuned, before, note)
+        with live.session() as session:
+            _check_same(live, before.manifest)
+            live.embed_again(session, embedder, about, found.calibration, progress)
+    return found
+
+
+def _check_same(live: LiveIndex, embedder: object) -> None:
+    if live.encoder.stored.manifest != embedder:
+        raise InvalidInput("the index was built with another embedder meanwhile", fix="adapt it again")
+
+
+def _loaded(tuned: Tuned, before: StoredEmbedder, note: Note) -> tuple[Embedder, StoredEmbedder]:
+    """The model as queries will be embedded by it, and what the index stores of it."""
+    prompts = before.prompts
+    named = replace(before.source, name=tuned.model.name, revision=None)
+    settings = replace(named, query_prompt=prompts.query, example_prompt=prompts.example)
+    embedder = tuned.model.load(settings, note)
+    stored = StoredEmbedder.of(embedder, settings, tuned.model)
+    return embedder, replace(stored, manifest={**stored.manifest, "tuned": dict(tuned.about)})
+
+
+def undo(live: LiveIndex, progress: Progress, note: Note) -> None:
+    """Goes back to what the index searched before it was adapted; see `Retriever.undo_adaptation`."""
+    with live.session() as session:
+        snapshot, base = live.snapshot, live.encoder.stored.base
+        fusion = Calibration.from_dict(snapshot.base.generation.manifest["fusion"])
+        weight = fusion if fusion.objective == "given" else None
+        if snapshot.base.adaptation is not None:
+            live.compact(session, searched=writing.Searched(None, weight))
+        elif base is not None:
+            embedder = QueryEncoder(base, None, note).embedder
+            live.embed_again(session, embedder, base, weight, progress)
+        else:
+            raise InvalidInput("an index that is not adapted", expected="one that is, to undo it")

@@ -1,0 +1,151 @@
+"""Adapting in full: the embedder's own model is fine-tuned, and kept where it is better on what it has not seen."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retriever.adaptation.adapt import (
+    FEWEST,
+    Adapted,
+    Progress,
+    Supervision,
+    Tuned,
+    about_learned,
+    given_weight,
+    reason,
+    supervision_of,
+    too_few,
+)
+from retriever.adaptation.feedback import Feedback
+from retriever.adaptation.finetune import check_packages, fine_tune
+from retriever.adaptation.linear_map import Vectors
+from retriever.adaptation.spaces import Frozen
+from retriever.adaptation.training import FinetuneSettings
+from retriever.embedders import TunedModel, encode_checked, load_embedder
+from retriever.embedders.torch_models import quiet
+from retriever.errors import InvalidInput
+from retriever.query_encoder import QueryEncoder
+from retriever.snapshot import Snapshot
+from retriever.stored_embedder import StoredEmbedder
+
+if TYPE_CHECKING:
+    from retriever.embedders.sentence_transformer import SentenceTransformerEmbedder
+
+TRIED = 1
+"""Folds that are held out: each costs as much as the model that is kept in the end."""
+
+
+def adapt_fully(
+    snapshot: Snapshot,
+    encoder: QueryEncoder,
+    settings: FinetuneSettings,
+    progress: Progress,
+    note: Callable[[str], None],
+    feedback: Feedback | None = None,
+) -> Adapted:
+    """Fine-tunes the model that embeds, from the examples themselves or from a log.
+
+    Args:
+        snapshot: The view of the index.
+        encoder: What embeds.
+        settings: How it is fine-tuned.
+        progress: Told how far the work is.
+        note: Told in one line what a reader should know.
+        feedback: The log; None for the pool.
+
+    Raises:
+        InvalidInput: The embedder is no sentence-transformers model that is loaded by name, the index is adapted
+            already, or as `supervision_of`.
+        MissingDependency: A package of the extra `finetune` is not installed.
+    """
+    check_packages()
+    stored = encoder.stored
+    _check(stored, snapshot)
+    supervision = supervision_of(snapshot, encoder, feedback)
+    items = supervision.items
+    if len(items) < FEWEST:
+        return Adapted(False, too_few(supervision), supervision.source, len(items))
+    learned = _Learner(stored, supervision, settings, progress, note)
+    weight = given_weight(snapshot)
+    verdict = supervision.judge(learned.space, weight=weight, tried=TRIED, shares=(1.0,))
+    found = Adapted(
+        verdict.kept, reason(verdict), supervision.source, len(items), verdict.compared, float(verdict.kept)
+    )
+    if not verdict.kept:
+        return found
+    about = {**about_learned(supervision, verdict, feedback), "settings": asdict(settings), "base": stored.manifest}
+    model = _files(learned.model(items), stored.name)
+    return replace(found, tuned=Tuned(model, about), calibration=verdict.calibration)
+
+
+def _check(stored: StoredEmbedder, snapshot: Snapshot) -> None:
+    if snapshot.base.adaptation is not None or stored.base is not None:
+        raise InvalidInput(
+            "an index that is adapted already",
+            expected="one that searches the vectors of its first embedder",
+            fix="retriever adapt INDEX --undo, and then again with --full",
+        )
+    if stored.manifest["settings"] is None or stored.is_fitted or stored.manifest["engine"] is None:
+        raise InvalidInput(
+            f"embedder {stored.name}, which cannot be fine-tuned",
+            expected="a sentence-transformers model that is loaded by its name or from its folder",
+        )
+
+
+class _Learner:
+    """Fine-tunes the model anew for each set of items; counts the runs for whoever watches."""
+
+    def __init__(
+        self,
+        stored: StoredEmbedder,
+        supervision: Supervision,
+        settings: FinetuneSettings,
+        progress: Progress,
+        note: Callable[[str], None],
+    ) -> None:
+        self._stored = stored
+        self._supervision = supervision
+        self._settings = settings
+        self._progress = progress
+        self._note = note
+        self._runs = 0
+
+    def model(self, items: NDArray[np.int64]) -> SentenceTransformerEmbedder:
+        """The model after it has learned from the items."""
+        from retriever.embedders.sentence_transformer import SentenceTransformerEmbedder
+
+        source = replace(self._stored.source, engine="torch")
+        embedder = load_embedder(source, note=self._note)
+        if not isinstance(embedder, SentenceTransformerEmbedder):
+            raise InvalidInput(f"embedder {embedder.name}, which cannot be fine-tuned")
+        training = self._supervision.training(items, self._settings)
+        run, self._runs = self._runs, self._runs + 1
+
+        def told(done: int, steps: int) -> None:
+            self._progress("fine-tuning", run * steps + done, (TRIED + 1) * steps)
+
+        fine_tune(embedder.model, training, self._stored.prompts, self._settings, told)
+        return embedder
+
+    def space(self, items: NDArray[np.int64]) -> Frozen:
+        """Where that model puts the pool and queries."""
+        embedder, prompts = self.model(items), self._stored.prompts
+
+        def queries(texts: Sequence[str]) -> Vectors:
+            return encode_checked(embedder, texts, prefix=prompts.query)
+
+        vectors = encode_checked(embedder, self._supervision.sample.texts, prefix=prompts.example)
+        return Frozen(vectors, queries, {})
+
+
+def _files(embedder: SentenceTransformerEmbedder, name: str) -> TunedModel:
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        embedder.model.save(folder, create_model_card=False)
+        return TunedModel.from_folder(Path(folder), name)
