@@ -6,8 +6,8 @@ import fcntl
 import http.client
 import http.server
 import json
-import math
 import logging
+import math
 import os
 import shlex
 import signal

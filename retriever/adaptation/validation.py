@@ -181,7 +181,7 @@ def judge(
     *,
     guarded: Measure | None = None,
     weighed: Measure | None = None,
-    weight: float | None = None,
+    fixed: Calibration | None = None,
     shares: Sequence[float] = SHARES,
     errors: float = 1.0,
 ) -> Verdict:
@@ -194,11 +194,11 @@ def judge(
         judged: What is to get better.
         guarded: What must not get worse meanwhile.
         weighed: What the fusion weight is chosen by; None for `judged`.
-        weight: The fusion weight when it is not to be chosen.
+        fixed: The fusion weight when it is not to be chosen.
         shares: How far to go, to choose from.
         errors: How many standard errors the gain has to be above.
     """
-    weights = GRID if weight is None else (weight,)
+    weights = GRID if fixed is None else (fixed.weight,)
     choosing = weighed or judged
     before = _Values.of(judged, guarded, choosing, 0, weights)
     base = before.choose(before.everywhere())
@@ -217,8 +217,8 @@ def judge(
         )
         helps = compared[1].gain > errors * compared[1].error
         kept = bool(allowed.any()) and helps and all(one.gain >= -TOLERATED for one in compared)
-        calibration = Calibration(weights[place], "given")
-        if weight is None:
+        calibration = fixed
+        if calibration is None:
             means = tuple(np.round(after.weighed.mean(axis=0), 6).tolist())
             calibration = Calibration(weights[place], choosing.name, len(after.weighed), means)
         verdict = Verdict(kept, share, compared, calibration, len(after.judged), judged.items)

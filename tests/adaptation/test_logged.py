@@ -192,3 +192,15 @@ def test_the_same_log_gives_the_same_map(tmp_path):
         with pool(tmp_path / name) as index:
             found.append(index.adapt(feedback=scored(index)).adaptation.matrix.tobytes())
     assert found[0] == found[1]
+
+
+def test_where_the_pool_says_nothing_the_fusion_weight_stays_and_the_log_alone_judges(tmp_path):
+    bare = [{"id": f"e{n}", "input": f"word{n}"} for n in range(120)]
+    with build(bare, tmp_path / "i", embedder=embed, output=None, note=lambda line: None) as index:
+        fusion = index.info()["fusion"]
+        found = index.adapt(feedback=scored(index))
+        assert found.kept and [one.metric for one in found.compared] == [
+            "dense, logged nDCG@8",
+            "hybrid, logged nDCG@8",
+        ]
+        assert index.info()["fusion"] == fusion
