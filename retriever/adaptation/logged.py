@@ -96,7 +96,8 @@ class LogSupervision:
         return judge(judged, guarded=guarded, weighed=guarded, fixed=fixed, shares=shares, errors=_ERRORS)
 
     def _judged(self, parts: Sequence[tuple[NDArray[np.int64], Space]]) -> Measure:
-        ordered = sum(one.tells_apart for one in self.evidence.queries) * 2 > len(self.evidence.queries)
+        telling = sum(one.tells_apart for one in self.evidence.queries)
+        ordered = 2 * telling > len({one.query for one in self.evidence.prompts})
         values = self._rankings if ordered else self._concordances
 
         def measured(share: float, weights: Sequence[float]) -> NDArray[np.float64]:

@@ -19,6 +19,7 @@ from indexes.dense import DenseIndex, Segment
 from indexes.hybrid import HybridIndex, Query
 from retriever.adaptation.sample import Sample
 from retriever.adaptation.spaces import Space
+from retriever.errors import InvalidInput
 from retriever.evaluation.calibration import GRID, SAMPLE, Calibration, Objective, best_weight, utilities
 from retriever.example import Json
 from retriever.ranking.seeding import permutation
@@ -197,10 +198,17 @@ def judge(
         fixed: The fusion weight when it is not to be chosen.
         shares: How far to go, to choose from.
         errors: How many standard errors the gain has to be above.
+
+    Raises:
+        InvalidInput: Nothing that is held out can be compared.
     """
     weights = GRID if fixed is None else (fixed.weight,)
     choosing = weighed or judged
     before = _Values.of(judged, guarded, choosing, 0, weights)
+    if not len(before.judged):
+        raise InvalidInput(
+            f"no held-out {judged.items} whose {judged.name} could be compared", expected="more outcomes that differ"
+        )
     base = before.choose(before.everywhere())
     dense = judged.values(0, _DENSE)[:, 0]
     moved = {share: judged.values(share, _DENSE)[:, 0] for share in shares}
