@@ -7,6 +7,7 @@ import http.client
 import http.server
 import json
 import logging
+import math
 import os
 import shlex
 import signal
@@ -27,7 +28,7 @@ from typing import ClassVar
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_causal_lm import CONTEXT, save_causal_lm
+from tiny_causal_lm import CERTAINTY, CONTEXT, save_causal_lm
 
 from retriever.backends import BackendSettings, load_backend
 from retriever.backends.base import one_line, shown_url
@@ -705,6 +706,26 @@ def test_greedy_decoding_ignores_the_generation_settings_that_came_with_the_mode
     own = {"repetition_penalty": 100.0, "do_sample": True, "temperature": 99.0, "top_k": 3, "max_new_tokens": 1}
     path.write_text(json.dumps(json.loads(path.read_text()) | own))
     assert local(tmp_path, max_tokens=5)(user("ping")) == "pong ping pong ping pong"
+
+
+def test_the_likelihood_of_an_answer_is_the_product_over_its_tokens(chat_model):
+    """Of d words the expected one has the logit c = CERTAINTY * sqrt(d) and the others 0; `it` is not what follows."""
+    words = len(json.loads((chat_model / "tokenizer.json").read_text())["model"]["vocab"])
+    certain = CERTAINTY * math.sqrt(words)
+    total = math.log(math.exp(certain) + words - 1)
+    backend = local(chat_model)
+    assert backend.log_likelihood(Prompt(), "Paris is it") == pytest.approx(3 * (certain - total), abs=1e-5)
+    assert backend.log_likelihood(Prompt(), "Paris it") == pytest.approx(certain - 2 * total, rel=1e-5)
+    assert backend.log_likelihood(user("something else"), "Paris is it") == pytest.approx(
+        3 * (certain - total), abs=1e-5
+    )
+
+
+def test_an_answer_without_a_token_or_room_has_no_likelihood(chat_model):
+    with pytest.raises(InvalidInput, match="which has no token"):
+        local(chat_model).log_likelihood(Prompt(), "")
+    with pytest.raises(BackendError, match="a prompt of 4 tokens and an answer of 61 make 65"):
+        local(chat_model).log_likelihood(Prompt(), "is " * 61)
 
 
 def test_sampling_depends_on_the_seed_alone(wide_model):

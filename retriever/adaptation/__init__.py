@@ -1,1 +1,1 @@
-"""Adaptation: a map over frozen embeddings, learned from what the pool says is alike."""
+"""Adaptation: what a pool or a log says is alike, learned as a map of frozen embeddings or in the model itself."""

@@ -55,13 +55,13 @@ class Supervision(Protocol):
         """What a model is fine-tuned on."""
 
     def judge(
-        self, learn: Learn, *, weight: float | None, tried: int = FOLDS, shares: Sequence[float] = SHARES
+        self, learn: Learn, *, fixed: Calibration | None, tried: int = FOLDS, shares: Sequence[float] = SHARES
     ) -> Verdict:
         """Whether what is learned is worth having.
 
         Args:
             learn: From items to the space that is learned from them; called once for each fold.
-            weight: The fusion weight when it is not to be chosen.
+            fixed: The fusion weight when it is not to be chosen.
             tried: How many of the `FOLDS` folds are held out.
             shares: How far to go toward what was learned, to choose from.
         """
@@ -141,7 +141,7 @@ def supervision_of(snapshot: Snapshot, encoder: QueryEncoder, feedback: Feedback
             f"{feedback.name} prefers no example of the pool to another",
             expected="outcomes that differ, of demonstrations that are in the pool",
         )
-    return LogSupervision(sample, evidence)
+    return LogSupervision(sample, evidence, _fusion(snapshot))
 
 
 def adapt(
@@ -167,8 +167,8 @@ def adapt(
     items = supervision.items
     if len(items) < FEWEST:
         return Adapted(False, too_few(supervision), supervision.source, len(items))
-    weight = given_weight(snapshot)
-    verdict, matrix = _judged(supervision, encoder.stored.dim, settings, weight, progress)
+    fixed = given_weight(snapshot)
+    verdict, matrix = _judged(supervision, encoder.stored.dim, settings, fixed, progress)
     found = Adapted(
         matrix is not None, reason(verdict), supervision.source, len(items), verdict.compared, verdict.share
     )
@@ -183,7 +183,7 @@ def adapt(
 
 
 def _judged(
-    supervision: Supervision, dim: int, settings: LearnerSettings, weight: float | None, progress: Progress
+    supervision: Supervision, dim: int, settings: LearnerSettings, fixed: Calibration | None, progress: Progress
 ) -> tuple[Verdict, Matrix | None]:
     """The verdict, and the map that is learned from everything when it is favourable."""
     learned = 0
@@ -195,7 +195,7 @@ def _judged(
         batches = supervision.batches(items)
         return learn(batches, dim, settings, lambda done, _: progress("learning", before + done, total))
 
-    verdict = supervision.judge(lambda items: Mapped(supervision.sample.frozen, learn_from(items)), weight=weight)
+    verdict = supervision.judge(lambda items: Mapped(supervision.sample.frozen, learn_from(items)), fixed=fixed)
     return verdict, toward_identity(learn_from(supervision.items), verdict.share) if verdict.kept else None
 
 
@@ -213,10 +213,14 @@ def about_learned(supervision: Supervision, verdict: Verdict, feedback: Feedback
     }
 
 
-def given_weight(snapshot: Snapshot) -> float | None:
+def given_weight(snapshot: Snapshot) -> Calibration | None:
     """The fusion weight, if the user has set it."""
-    fusion = Calibration.from_dict(snapshot.base.generation.manifest["fusion"])
-    return fusion.weight if fusion.objective == "given" else None
+    fusion = _fusion(snapshot)
+    return fusion if fusion.objective == "given" else None
+
+
+def _fusion(snapshot: Snapshot) -> Calibration:
+    return Calibration.from_dict(snapshot.base.generation.manifest["fusion"])
 
 
 def too_few(supervision: Supervision) -> str:

@@ -73,8 +73,8 @@ def adapt_fully(
     if len(items) < FEWEST:
         return Adapted(False, too_few(supervision), supervision.source, len(items))
     learned = _Learner(stored, supervision, settings, progress, note)
-    weight = given_weight(snapshot)
-    verdict = supervision.judge(learned.space, weight=weight, tried=TRIED, shares=(1.0,))
+    fixed = given_weight(snapshot)
+    verdict = supervision.judge(learned.space, fixed=fixed, tried=TRIED, shares=(1.0,))
     found = Adapted(
         verdict.kept, reason(verdict), supervision.source, len(items), verdict.compared, float(verdict.kept)
     )

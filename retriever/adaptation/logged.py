@@ -25,7 +25,7 @@ from retriever.adaptation.spaces import Space
 from retriever.adaptation.supervision import aim_of
 from retriever.adaptation.training import FinetuneSettings, Training, pairs
 from retriever.adaptation.validation import FOLDS, SHARES, Fold, Learn, Measure, Verdict, judge, pool_measure
-from retriever.evaluation.calibration import DEMONSTRATIONS, SAMPLE
+from retriever.evaluation.calibration import DEMONSTRATIONS, SAMPLE, Calibration
 from retriever.evaluation.metrics import ndcg
 from retriever.ranking.seeding import permutation
 
@@ -47,10 +47,12 @@ class LogSupervision:
     Attributes:
         sample: The pool.
         evidence: What the log says.
+        fusion: The fusion weight of the index.
     """
 
     sample: Sample
     evidence: Evidence
+    fusion: Calibration
 
     source = "feedback"
 
@@ -69,17 +71,18 @@ class LogSupervision:
         return pairs(self.sample, [self.evidence.queries[number] for number in items.tolist()], settings)
 
     def judge(
-        self, learn: Learn, *, weight: float | None, tried: int = FOLDS, shares: Sequence[float] = SHARES
+        self, learn: Learn, *, fixed: Calibration | None, tried: int = FOLDS, shares: Sequence[float] = SHARES
     ) -> Verdict:
         """Whether what is learned is worth having; what the pool itself says is alike must not get worse meanwhile.
 
         A gain must be above two standard errors: of several shares the best is taken, and a log may be chance.
 
-        The log knows only what was shown, so the fusion weight is chosen by the pool where that says what is alike.
+        The log knows only what was shown, so the fusion weight is chosen by the pool where that says what is alike, and
+        stays as it is elsewhere.
 
         Args:
             learn: From queries to the space that is learned from them; called once for each fold.
-            weight: The fusion weight when it is not to be chosen.
+            fixed: The fusion weight when it is not to be chosen.
             tried: How many of the `FOLDS` folds are held out.
             shares: How far to go toward what was learned, to choose from.
         """
@@ -89,10 +92,12 @@ class LogSupervision:
         parts = [(items[fold_of == number][:SAMPLE], space) for number, space in enumerate(spaces)]
         guarded = self._guarded(spaces)
         judged = self._judged(parts)
-        return judge(judged, guarded=guarded, weighed=guarded, weight=weight, shares=shares, errors=_ERRORS)
+        fixed = self.fusion if guarded is None else fixed
+        return judge(judged, guarded=guarded, weighed=guarded, fixed=fixed, shares=shares, errors=_ERRORS)
 
     def _judged(self, parts: Sequence[tuple[NDArray[np.int64], Space]]) -> Measure:
-        ordered = sum(one.tells_apart for one in self.evidence.queries) * 2 > len(self.evidence.queries)
+        telling = sum(one.tells_apart for one in self.evidence.queries)
+        ordered = 2 * telling > len({one.query for one in self.evidence.prompts})
         values = self._rankings if ordered else self._concordances
 
         def measured(share: float, weights: Sequence[float]) -> NDArray[np.float64]:

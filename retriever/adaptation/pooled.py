@@ -13,6 +13,7 @@ from retriever.adaptation.supervision import Aim, OverlapBatches, aim_of
 from retriever.adaptation.training import FinetuneSettings, Training, triplets
 from retriever.adaptation.validation import FOLDS, SHARES, Learn, Verdict, folds, judge, pool_measure
 from retriever.errors import InvalidInput
+from retriever.evaluation.calibration import Calibration
 
 
 @dataclass(frozen=True)
@@ -60,16 +61,16 @@ class PoolSupervision:
         return triplets(self.sample, self.aim.sets, items, settings)
 
     def judge(
-        self, learn: Learn, *, weight: float | None, tried: int = FOLDS, shares: Sequence[float] = SHARES
+        self, learn: Learn, *, fixed: Calibration | None, tried: int = FOLDS, shares: Sequence[float] = SHARES
     ) -> Verdict:
         """Whether what is learned is worth having; outputs that say more than the labels must not get worse meanwhile.
 
         Args:
             learn: From rows to the space that is learned from them; called once for each fold.
-            weight: The fusion weight when it is not to be chosen.
+            fixed: The fusion weight when it is not to be chosen.
             tried: How many of the `FOLDS` folds are held out.
             shares: How far to go toward what was learned, to choose from.
         """
         parts = folds(self.sample, self.items, learn, tried)
         guarded = None if self.aim.guarded is None else pool_measure(self.sample, parts, self.aim.guarded)
-        return judge(pool_measure(self.sample, parts, self.aim.judged), guarded=guarded, weight=weight, shares=shares)
+        return judge(pool_measure(self.sample, parts, self.aim.judged), guarded=guarded, fixed=fixed, shares=shares)

@@ -19,6 +19,7 @@ from indexes.dense import DenseIndex, Segment
 from indexes.hybrid import HybridIndex, Query
 from retriever.adaptation.sample import Sample
 from retriever.adaptation.spaces import Space
+from retriever.errors import InvalidInput
 from retriever.evaluation.calibration import GRID, SAMPLE, Calibration, Objective, best_weight, utilities
 from retriever.example import Json
 from retriever.ranking.seeding import permutation
@@ -181,7 +182,7 @@ def judge(
     *,
     guarded: Measure | None = None,
     weighed: Measure | None = None,
-    weight: float | None = None,
+    fixed: Calibration | None = None,
     shares: Sequence[float] = SHARES,
     errors: float = 1.0,
 ) -> Verdict:
@@ -194,13 +195,20 @@ def judge(
         judged: What is to get better.
         guarded: What must not get worse meanwhile.
         weighed: What the fusion weight is chosen by; None for `judged`.
-        weight: The fusion weight when it is not to be chosen.
+        fixed: The fusion weight when it is not to be chosen.
         shares: How far to go, to choose from.
         errors: How many standard errors the gain has to be above.
+
+    Raises:
+        InvalidInput: Nothing that is held out can be compared.
     """
-    weights = GRID if weight is None else (weight,)
+    weights = GRID if fixed is None else (fixed.weight,)
     choosing = weighed or judged
     before = _Values.of(judged, guarded, choosing, 0, weights)
+    if not len(before.judged):
+        raise InvalidInput(
+            f"no held-out {judged.items} whose {judged.name} could be compared", expected="more outcomes that differ"
+        )
     base = before.choose(before.everywhere())
     dense = judged.values(0, _DENSE)[:, 0]
     moved = {share: judged.values(share, _DENSE)[:, 0] for share in shares}
@@ -217,8 +225,8 @@ def judge(
         )
         helps = compared[1].gain > errors * compared[1].error
         kept = bool(allowed.any()) and helps and all(one.gain >= -TOLERATED for one in compared)
-        calibration = Calibration(weights[place], "given")
-        if weight is None:
+        calibration = fixed
+        if calibration is None:
             means = tuple(np.round(after.weighed.mean(axis=0), 6).tolist())
             calibration = Calibration(weights[place], choosing.name, len(after.weighed), means)
         verdict = Verdict(kept, share, compared, calibration, len(after.judged), judged.items)

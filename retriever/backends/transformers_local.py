@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from retriever.backends.base import BackendSettings, messages_of, one_line, refuse_base_url, text_of
-from retriever.errors import BackendError
+from retriever.errors import BackendError, InvalidInput
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -76,13 +76,44 @@ class TransformersLocal:
         """
         with _quiet():
             prompt_ids = self._encode(prompt)
-            self._require_room(len(prompt_ids))
+            self._require_room(len(prompt_ids), self._settings.max_tokens, f"max_tokens {self._settings.max_tokens}")
             answer: str = self._tokenizer.decode(
                 self._generate(prompt_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
             )
         if not answer:
             raise BackendError(f"the model {self._name!r} generated no text", fix="check the prompt and the model")
         return answer
+
+    def log_likelihood(self, prompt: Prompt, answer: str) -> float:
+        """The logarithm of the probability of an answer after the prompt: the sum over its tokens, in nats.
+
+        The answer is split into tokens by itself, as it is where it follows a chat template.
+
+        Args:
+            prompt: What comes before.
+            answer: The text whose tokens are scored.
+
+        Raises:
+            InvalidInput: The answer has no token, or the prompt cannot be written as UTF-8.
+            BackendError: Both do not fit into the model's context, or the model failed.
+        """
+        import torch
+
+        with _quiet():
+            prompt_ids = self._encode(prompt)
+            answer_ids: list[int] = self._tokenizer(answer, add_special_tokens=False)["input_ids"]
+            if not answer_ids:
+                raise InvalidInput(f"the answer {answer!r}, which has no token", expected="a text to score")
+            self._require_room(len(prompt_ids), len(answer_ids), f"an answer of {len(answer_ids)}")
+            given = torch.tensor([prompt_ids + answer_ids], dtype=torch.long, device=self._model.device)
+            try:
+                with torch.inference_mode():
+                    logits = self._model(input_ids=given, attention_mask=torch.ones_like(given)).logits[0]
+            except (RuntimeError, IndexError, ValueError) as error:
+                raise BackendError(f"the model {self._name!r} failed: {one_line(str(error))}") from error
+            # The logits at a place are of the token after it.
+            logarithms = torch.log_softmax(logits[len(prompt_ids) - 1 : -1].double(), dim=-1)
+            return float(logarithms.gather(1, given[0, len(prompt_ids) :, None]).sum())
 
     def _encode(self, prompt: Prompt) -> list[int]:
         from jinja2 import TemplateError
@@ -102,13 +133,13 @@ class TransformersLocal:
             ) from error
         return ids
 
-    def _require_room(self, prompt_tokens: int) -> None:
+    def _require_room(self, prompt_tokens: int, answer_tokens: int, said: str) -> None:
         if prompt_tokens == 0:
             raise BackendError(f"a prompt without a single token of {self._name!r}", expected="at least one token")
-        needed = prompt_tokens + self._settings.max_tokens
+        needed = prompt_tokens + answer_tokens
         if self._limit is not None and needed > self._limit:
             raise BackendError(
-                f"a prompt of {prompt_tokens} tokens and max_tokens {self._settings.max_tokens} make {needed}",
+                f"a prompt of {prompt_tokens} tokens and {said} make {needed}",
                 expected=f"at most {self._limit}, the context of {self._name!r}",
                 fix="choose fewer demonstrations or lower max_tokens",
             )

@@ -281,7 +281,6 @@ def adapt(
     """Learn what is alike from the pool or a log; keep what helps.
 
     \b
-    retriever adapt tickets.index
     retriever adapt tickets.index --from feedback.jsonl
     retriever adapt tickets.index --undo
     """

@@ -7,6 +7,7 @@ from colours import colour, embed, rows
 from retriever import Retriever
 from retriever.adaptation.evidence import Asked
 from retriever.adaptation.logged import LogBatches, _agreement, _ranked
+from retriever.adaptation.validation import Measure, judge
 from retriever.errors import BadRows, InvalidInput
 from tests.support import build, fail
 
@@ -192,3 +193,30 @@ def test_the_same_log_gives_the_same_map(tmp_path):
         with pool(tmp_path / name) as index:
             found.append(index.adapt(feedback=scored(index)).adaptation.matrix.tobytes())
     assert found[0] == found[1]
+
+
+def test_where_the_pool_says_nothing_the_fusion_weight_stays_and_the_log_alone_judges(tmp_path):
+    bare = [{"id": f"e{n}", "input": f"word{n}"} for n in range(120)]
+    with build(bare, tmp_path / "i", embedder=embed, output=None, note=lambda line: None) as index:
+        fusion = index.info()["fusion"]
+        found = index.adapt(feedback=scored(index))
+        assert found.kept and [one.metric for one in found.compared] == [
+            "dense, logged nDCG@8",
+            "hybrid, logged nDCG@8",
+        ]
+        assert index.info()["fusion"] == fusion
+
+
+def test_scores_of_which_few_differ_are_judged_by_those(tmp_path):
+    with pool(tmp_path / "i") as index:
+        lines = scored(index, 130)
+        same = [{**line, "scores": dict.fromkeys(line["scores"], 1.0)} for line in lines[90:]]
+        more = [{"query": f"word{n}", "scores": dict.fromkeys(shown(index, n), 0.0)} for n in range(7000, 7200)]
+        found = index.adapt(feedback=[*lines[:90], *same, *more])
+        assert found.examples == 90 and found.compared[0].metric == "dense, logged nDCG@8"
+
+
+def test_outcomes_that_do_not_differ_where_it_counts_are_refused():
+    nothing = Measure("logged concordance", "prompts", lambda share, weights: np.empty((0, len(weights))))
+    with pytest.raises(InvalidInput, match="no held-out prompts whose logged concordance could be compared"):
+        judge(nothing)
