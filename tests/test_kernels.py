@@ -89,7 +89,7 @@ def many():
     def draw(count):
         return [[f"t{n}" for n in random.zipf(1.3, random.integers(0, 9)) if n < 400] for _ in range(count)]
 
-    return Postings.from_documents(draw(3 * kernels._ROWS + 17)), draw(12)
+    return Postings.from_documents(draw(3 * kernels.ROWS + 17)), draw(12)
 
 
 def three_times(many, loader):
