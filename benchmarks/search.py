@@ -201,7 +201,7 @@ def dense_top(vectors: Vectors, asked: Vectors, k: int, kind: str) -> Callable[[
     """The rows of the k best by ours, over rows of a type."""
     without_terms = BM25Index([Postings.from_documents([()] * len(vectors))])
     index = HybridIndex(DenseIndex([Segment.of(vectors, kind)]), without_terms)
-    return lambda n: index.rank(index.score([Query(asked[n])])[0], k, Fusion("dense")).rows
+    return lambda n: index.rank(next(index.score([Query(asked[n])])), k, Fusion("dense")).rows
 
 
 def synthetic_index(size: Size, folder: Path, most: int) -> tuple[Retriever, list[str]]:

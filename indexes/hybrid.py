@@ -7,7 +7,7 @@ channels score each of them. The order is total: by descending fused score, then
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -28,6 +28,9 @@ Places: TypeAlias = NDArray[np.int64]
 
 MODES = ("hybrid", "dense", "lexical")
 RULES = ("convex", "rrf")
+_LEXICAL_BYTES = 16 << 20
+"""Of the lexical scores that are held at once: they stay in a processor's cache until they are ranked."""
+
 _ROUNDING = 2.0**-22
 """How far float32 arithmetic takes a fused score off, for each unit of what its parts may amount to.
 
@@ -166,26 +169,34 @@ class HybridIndex:
         """Rows, removed ones included."""
         return len(self.lexical)
 
-    def score(self, queries: Sequence[Query], eligible: Sequence[Mask | None] | None = None) -> list[ChannelScores]:
-        """What both channels say, for a block of queries at once.
+    def score(self, queries: Sequence[Query], eligible: Sequence[Mask | None] | None = None) -> Iterator[ChannelScores]:
+        """What both channels say, for a block of queries at once, handed out one after the other.
 
         Args:
-            queries: The queries; the memory used is queries × rows × 12 bytes.
+            queries: The queries; beside what is handed out, the memory used is queries × rows × 4 bytes, and a few
+                megabytes.
             eligible: For each query the rows that may be returned, bool, shape (rows,); None when all may.
 
         Raises:
             InvalidInput: A query's vector has another dimension than the index, or is not finite.
         """
-        if not queries:
-            return []
-        vectors = self._stacked(queries)
         masks = [self._with_alive(mask) for mask in (eligible or [None] * len(queries))]
+        vectors = self._stacked(queries)
         if self.dense.ann is not None:
-            return [self._score_proposed(query, mask) for query, mask in zip(queries, masks, strict=True)]
+            return map(self._score_proposed, queries, masks)
+        return self._score_in_turn(queries, vectors, masks)
+
+    def _score_in_turn(
+        self, queries: Sequence[Query], vectors: NDArray[np.float32], masks: Sequence[Mask | None]
+    ) -> Iterator[ChannelScores]:
+        """One matrix product for all; lexical scores, which are twice as large, for a few queries at a time."""
         dense = self.dense.scores(vectors)
-        lexical = self.lexical.block([query.terms for query in queries])
-        scores = [self._score_all(query, dense[i], lexical[i]) for i, query in enumerate(queries)]
-        return [one if mask is None else one.restricted(mask) for one, mask in zip(scores, masks, strict=True)]
+        some = max(1, _LEXICAL_BYTES // (8 * max(1, len(self))))
+        for start in range(0, len(queries), some):
+            lexical = self.lexical.block([query.terms for query in queries[start : start + some]])
+            for i, of_query in enumerate(lexical, start=start):
+                scores, mask = self._score_all(queries[i], dense[i], of_query), masks[i]
+                yield scores if mask is None else scores.restricted(mask)
 
     def _with_alive(self, mask: Mask | None) -> Mask | None:
         if self.alive is None or mask is None:
@@ -199,7 +210,7 @@ class HybridIndex:
                     f"a query vector of shape {query.vector.shape}",
                     expected=f"{self.dense.dim} finite numbers, as the index was built with",
                 )
-        return np.stack([query.vector for query in queries])
+        return np.array([query.vector for query in queries], dtype=np.float32).reshape(len(queries), self.dense.dim)
 
     def _score_all(self, query: Query, dense: NDArray[np.float32], lexical: Scores) -> ChannelScores:
         directed, known = bool(query.vector.any()), self.lexical.knows(query.terms)

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from itertools import chain
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +28,11 @@ from retriever.selection import Demonstration, Dropped, Selection, channel_score
 from retriever.snapshot import Snapshot
 
 _BLOCK_BYTES = 128 << 20
-_BYTES_PER_SCORE = 12
+_BYTES_PER_SCORE = 4
 MAX_BLOCK = 256
 """Queries that are embedded at once."""
+_TOGETHER = 64
+"""Queries whose examples are read together."""
 MOST_SHARED = 20_000
 """Rows that a shared block is chosen from, where the strategy compares them; of a larger pool a seeded sample."""
 
@@ -94,9 +96,11 @@ class Selector:
             vectors: The vectors of the queries' keys, shape (queries, dim), when they are known already.
         """
         recipe = self._filled(recipe)
-        for block in self._scored(queries, recipe, vectors):
-            ranked = [self._rank(one, recipe, self._check(one.query, recipe)) for one in block]
-            yield from self._told(list(zip(block, ranked, strict=True)), recipe)
+        ranked = (
+            self._rank(one, recipe, self._check(one.query, recipe)) for one in self._scored(queries, recipe, vectors)
+        )
+        while some := list(islice(ranked, _TOGETHER)):
+            yield from self._told(some, recipe)
 
     def select_each(self, queries: Sequence[Example], recipes: Sequence[Recipe]) -> Iterator[tuple[Selection, ...]]:
         """For each of a few hundred queries its selection by each recipe, the same as `select` gives.
@@ -111,8 +115,7 @@ class Selector:
             what = [asdict(recipe.filter), recipe.retrieve.mode == "lexical", _leaves_itself_out(recipe)]
             alike.setdefault(json.dumps(what), []).append(place)
         groups = list(alike.values())
-        scored = [chain.from_iterable(self._scored(queries, filled[group[0]], None)) for group in groups]
-        for of_query in zip(*scored, strict=True):
+        for of_query in zip(*(self._scored(queries, filled[group[0]], None) for group in groups), strict=True):
             made: dict[int, Selection] = {}
             checks: dict[Guard, Check | None] = {}
             for group, one in zip(groups, of_query, strict=True):
@@ -120,14 +123,13 @@ class Selector:
                     recipe = filled[place]
                     if recipe.guard not in checks:
                         checks[recipe.guard] = _remembered(self._check(one.query, recipe))
-                    ranked = self._rank(one, recipe, checks[recipe.guard])
-                    [made[place]] = self._told([(one, ranked)], recipe)
+                    [made[place]] = self._told([self._rank(one, recipe, checks[recipe.guard])], recipe)
             yield tuple(made[place] for place in range(len(filled)))
 
     def _scored(
         self, queries: Sequence[Example], recipe: Recipe, vectors: NDArray[np.float32] | None
-    ) -> Iterator[list[_Scored]]:
-        """The queries with the scores of what the recipe lets them have, in blocks that keep the memory bounded."""
+    ) -> Iterator[_Scored]:
+        """The queries with the scores of what the recipe lets them have."""
         texts = [self.snapshot.key.text(query) for query in queries]
         terms = [self.snapshot.analyze(text) for text in texts]
         vectors = self._vectors(texts, terms, recipe, vectors)
@@ -142,7 +144,7 @@ class Selector:
                 for query, at in zip(queries[block], own[block], strict=True)
             ]
             scored = self.snapshot.index.score(given[block], masks)
-            yield list(map(_Scored, queries[block], own[block], scored))
+            yield from map(_Scored, queries[block], own[block], scored)
 
     def _filled(self, recipe: Recipe) -> Recipe:
         """The recipe with the calibrated weight and every default filled in, so that what is stored says all."""
@@ -231,11 +233,11 @@ class Selector:
         candidates = Candidates(rows, np.zeros(len(rows)), reader)
         return rows[method.pick(candidates, part.k, settings).places]
 
-    def _rank(self, one: _Scored, recipe: Recipe, check: Check | None) -> Ranked:
+    def _rank(self, one: _Scored, recipe: Recipe, check: Check | None) -> _Ranked:
         retrieve = recipe.retrieve
         assert retrieve.weight is not None
         asked = one.scores.query
-        return rank(
+        ranked = rank(
             self.snapshot.index,
             one.scores,
             recipe,
@@ -248,24 +250,27 @@ class Selector:
             ),
             check=check,
         )
+        itself = [] if one.own is None else [(one.own, "the query itself")]
+        left_out = [*itself, *sorted(ranked.blocked.items()), *sorted(ranked.barred.items())]
+        return _Ranked(one.query, ranked, left_out, len(one.scores.rows), _notes(one.scores, ranked, recipe))
 
-    def _told(self, ranked: Sequence[tuple[_Scored, Ranked]], recipe: Recipe) -> Iterator[Selection]:
+    def _told(self, some: Sequence[_Ranked], recipe: Recipe) -> Iterator[Selection]:
         """The selections of some queries; their examples are read all at once, one that several have only once."""
-        dropped = [_dropped(one, what) for one, what in ranked]
-        wanted = dict.fromkeys(choice.row for _, what in ranked for choice in what.choices)
-        wanted.update(dict.fromkeys(row for left_out in dropped for row, _ in left_out))
+        wanted = dict.fromkeys(choice.row for one in some for choice in one.ranked.choices)
+        wanted.update(dict.fromkeys(row for one in some for row, _ in one.left_out))
         examples = dict(zip(wanted, self.snapshot.examples(list(wanted)), strict=True))
-        for (one, what), left_out in zip(ranked, dropped, strict=True):
+        for one in some:
+            open_variance = one.ranked.open_variance
             yield Selection(
                 one.query,
-                _demonstrations(what, examples),
-                tuple(Dropped(examples[row].id, reason) for row, reason in left_out),
-                len(one.scores.rows),
+                _demonstrations(one.ranked, examples),
+                tuple(Dropped(examples[row].id, reason) for row, reason in one.left_out),
+                one.eligible,
                 recipe,
                 self.snapshot.base.generation.name,
                 self.snapshot.revision.number,
-                _notes(one.scores, what, recipe),
-                None if what.open_variance is None else 1.0 - what.open_variance,
+                one.notes,
+                None if open_variance is None else 1.0 - open_variance,
             )
 
     def _check(self, query: Example, recipe: Recipe) -> Check | None:
@@ -285,10 +290,23 @@ class _Scored:
     scores: ChannelScores
 
 
-def _dropped(one: _Scored, ranked: Ranked) -> list[tuple[int, str]]:
-    """What was left out, and why: the query itself, what the guard blocks, what the constraints bar."""
-    itself = [] if one.own is None else [(one.own, "the query itself")]
-    return [*itself, *sorted(ranked.blocked.items()), *sorted(ranked.barred.items())]
+@dataclass(frozen=True)
+class _Ranked:
+    """A query and what was chosen for it; without the scores of all rows, so that many may be held.
+
+    Attributes:
+        query: The query.
+        ranked: What was chosen.
+        left_out: Rows that were left out, each with the reason.
+        eligible: How many rows there were to choose from.
+        notes: What a reader should know.
+    """
+
+    query: Example
+    ranked: Ranked
+    left_out: Sequence[tuple[int, str]]
+    eligible: int
+    notes: tuple[str, ...]
 
 
 def _demonstrations(ranked: Ranked, examples: Mapping[int, Example]) -> tuple[Demonstration, ...]:

@@ -287,7 +287,7 @@ def test_a_hybrid_index_with_faiss_finds_the_exact_best_rows_of_a_small_pool(ann
     exact = HybridIndex(DenseIndex([Segment.of(POOL)]), BM25Index(postings))
     proposing = HybridIndex(DenseIndex([Segment.of(POOL)], ann), BM25Index(postings))
     for query in [Query(vector, ("w3", "w9")) for vector in QUERIES] + [Query(ZERO, ("w3",)), Query(QUERIES[0])]:
-        expected = exact.rank(exact.score([query], [eligible])[0], 8, fusion)
-        hits = proposing.rank(proposing.score([query], [eligible])[0], 8, fusion)
+        expected = exact.rank(next(exact.score([query], [eligible])), 8, fusion)
+        hits = proposing.rank(next(proposing.score([query], [eligible])), 8, fusion)
         assert len(hits.rows) == 8
         assert hits.rows.tolist() == expected.rows.tolist()

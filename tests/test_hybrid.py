@@ -65,7 +65,7 @@ def oracle(rows, query, mask, k, fusion):
 def test_rank_equals_the_oracle_and_describe_equals_rank(rows, query, fusion, k, data):
     mask = np.array(data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows))), dtype=bool)
     index = index_of(rows)
-    scores = index.score([query], [mask])[0]
+    scores = next(index.score([query], [mask]))
     hits = index.rank(scores, k, fusion)
     assert hits.rows.tolist() == oracle(rows, query, mask, k, fusion)
     assert (np.diff(hits.fused) <= 0).all()
@@ -74,7 +74,7 @@ def test_rank_equals_the_oracle_and_describe_equals_rank(rows, query, fusion, k,
         np.testing.assert_array_equal(getattr(again, name), getattr(hits, name))
     assert index.rank(scores, 3, fusion).rows.tolist() == index.rank(scores, 8, fusion).rows.tolist()[:3]
     alive = index_of(rows, mask)
-    assert alive.rank(alive.score([query])[0], k, fusion).rows.tolist() == hits.rows.tolist()
+    assert alive.rank(next(alive.score([query])), k, fusion).rows.tolist() == hits.rows.tolist()
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -87,7 +87,7 @@ def test_a_query_alone_in_a_block_or_on_more_threads_has_the_same_hits(threads):
     index = HybridIndex(DenseIndex([Segment.of(vectors)]), BM25Index([Postings.from_documents(terms)]))
     block = [Query(vectors[row], (str(row % 7),)) for row in range(20)]
     with threadpool_limits(1):
-        alone = [index.rank(index.score([query])[0], 8, Fusion()) for query in block]
+        alone = [index.rank(next(index.score([query])), 8, Fusion()) for query in block]
     with threadpool_limits(threads):
         together = [index.rank(scores, 8, Fusion()) for scores in index.score(block)]
     for a, b in zip(alone, together, strict=True):
@@ -97,7 +97,7 @@ def test_a_query_alone_in_a_block_or_on_more_threads_has_the_same_hits(threads):
 def test_a_filter_that_lets_nothing_through_a_faiss_index_gives_no_hits():
     dense = DenseIndex([Segment.of(PALETTE[:3])], AnnIndex.build("HNSW16", VectorRows(PALETTE[:3])))
     index = HybridIndex(dense, BM25Index([Postings.from_documents([["a"]] * 3)]))
-    scores = index.score([Query(PALETTE[0], ("a",))], [np.zeros(3, dtype=bool)])[0]
+    scores = next(index.score([Query(PALETTE[0], ("a",))], [np.zeros(3, dtype=bool)]))
     assert len(index.rank(scores, 2, Fusion())) == 0
 
 
