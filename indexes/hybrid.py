@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from typing import TypeAlias
 
 import numpy as np
@@ -169,13 +170,17 @@ class HybridIndex:
         """Rows, removed ones included."""
         return len(self.lexical)
 
-    def score(self, queries: Sequence[Query], eligible: Sequence[Mask | None] | None = None) -> Iterator[ChannelScores]:
+    def score(
+        self, queries: Sequence[Query], eligible: Sequence[Mask | None] | None = None, *, mode: str = "hybrid"
+    ) -> Iterator[ChannelScores]:
         """What both channels say, for a block of queries at once, handed out one after the other.
 
         Args:
             queries: The queries; beside what is handed out, the memory used is queries × rows × 4 bytes, and a few
                 megabytes.
             eligible: For each query the rows that may be returned, bool, shape (rows,); None when all may.
+            mode: Of the fusion that is to rank them. Where a FAISS index proposes, and it is `dense`, the lexical
+                channel proposes nothing, and scores what is proposed alone.
 
         Raises:
             InvalidInput: A query's vector has another dimension than the index, or is not finite.
@@ -183,7 +188,7 @@ class HybridIndex:
         masks = [self._with_alive(mask) for mask in (eligible or [None] * len(queries))]
         vectors = self._stacked(queries)
         if self.dense.ann is not None:
-            return map(self._score_proposed, queries, masks)
+            return map(self._score_proposed, queries, masks, repeat(mode))
         return self._score_in_turn(queries, vectors, masks)
 
     def _score_in_turn(
@@ -218,17 +223,21 @@ class HybridIndex:
             dense.fill(NO_DIRECTION)
         return ChannelScores(query, self._rows, dense, lexical, directed, known)
 
-    def _score_proposed(self, query: Query, eligible: Mask | None) -> ChannelScores:
+    def _score_proposed(self, query: Query, eligible: Mask | None, mode: str) -> ChannelScores:
         """What both channels say of the rows that FAISS or the lexical channel propose."""
         allowed = self._rows if eligible is None else np.flatnonzero(eligible)
         wanted = min(PROPOSALS, len(allowed))
-        everything = self._score_all(query, np.empty(len(self), np.float32), self.lexical.scores(query.terms))
-        proposed = self.dense.propose(query.vector, wanted, eligible) if everything.dense_speaks else allowed[:0]
-        if everything.lexical_speaks:
-            proposed = np.union1d(proposed, allowed[top(allowed, everything.lexical[allowed], wanted)])
-        rows = proposed if len(proposed) else allowed
-        dense = self.dense.scores_of(rows, query.vector)
-        return replace(everything, rows=rows, dense=dense, lexical=everything.lexical[rows])
+        directed, known = bool(query.vector.any()), self.lexical.knows(query.terms)
+        proposed = self.dense.propose(query.vector, wanted, eligible) if directed else allowed[:0]
+        if mode == "dense" and len(proposed):
+            lexical = self.lexical.scores_of(proposed, query.terms)
+        else:
+            everything = self.lexical.scores(query.terms)
+            if known:
+                proposed = np.union1d(proposed, allowed[top(allowed, everything[allowed], wanted)])
+            proposed = proposed if len(proposed) else allowed
+            lexical = everything[proposed]
+        return ChannelScores(query, proposed, self.dense.scores_of(proposed, query.vector), lexical, directed, known)
 
     def rank(self, scores: ChannelScores, k: int, fusion: Fusion) -> Hits:
         """The k best rows under a fusion; fewer rows give fewer hits.

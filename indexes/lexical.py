@@ -112,6 +112,9 @@ class LexicalIndex(Protocol):
     def scores(self, terms: Sequence[str]) -> Scores:
         """The score of every row for the terms of a query; shape (rows,). Scores of removed rows mean nothing."""
 
+    def scores_of(self, rows: NDArray[np.int64], terms: Sequence[str]) -> Scores:
+        """The same of some rows, ascending, to the bit; shape as `rows`."""
+
     def block(self, queries: Sequence[Sequence[str]]) -> Scores:
         """The same for several queries at once, to the bit; shape (queries, rows)."""
 
@@ -265,6 +268,33 @@ class BM25Index:
     def scores(self, terms: Sequence[str]) -> Scores:
         """The score of every row; a term that occurs twice in the query counts twice."""
         scores: Scores = self.block([terms])[0]
+        return scores
+
+    def scores_of(self, rows: NDArray[np.int64], terms: Sequence[str]) -> Scores:
+        """The scores of some rows, which are looked up among the postings of each term.
+
+        Args:
+            rows: Ascending row numbers, int64, shape (m,).
+            terms: Of the query.
+
+        Returns:
+            float64, shape (m,); of a row what `scores` gives, to the bit.
+        """
+        scores = np.zeros(len(rows))
+        ends = [int(np.searchsorted(rows, part.begin + len(part.postings))) for part in self._parts]
+        mine = [slice(*pair) for pair in pairwise([0, *ends])]
+        for term, times in Counter(terms).items():
+            found = self._term(term)
+            for place, _, start, stop in found.spans if found.containing else ():
+                part, here = self._parts[place], mine[place]
+                wanted = (rows[here] - part.begin).astype(np.int32)
+                containing = part.postings.rows[start:stop]
+                at = np.searchsorted(containing, wanted)
+                there = np.flatnonzero(containing[np.minimum(at, stop - start - 1)] == wanted)
+                if len(there):
+                    counts = part.postings.counts[start:stop][at[there]]
+                    weights = self._tf_parts(counts, part.postings.lengths[wanted[there]]) * found.idf
+                    scores[here.start + there] += times * weights
         return scores
 
     def block(self, queries: Sequence[Sequence[str]]) -> Scores:

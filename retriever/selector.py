@@ -111,8 +111,11 @@ class Selector:
         filled = [self._filled(recipe) for recipe in recipes]
         alike: dict[str, list[int]] = {}
         for place, recipe in enumerate(filled):
-            # A lexical selection is scored without vectors, so that no strategy sees them either.
-            what = [asdict(recipe.filter), recipe.retrieve.mode == "lexical", _leaves_itself_out(recipe)]
+            # A lexical selection is scored without vectors, so that no strategy sees them either; and where a FAISS
+            # index proposes, a dense one without what the lexical channel proposes.
+            mode = recipe.retrieve.mode
+            scored_alike = mode if mode == "lexical" or self.snapshot.index.dense.ann is not None else ""
+            what = [asdict(recipe.filter), scored_alike, _leaves_itself_out(recipe)]
             alike.setdefault(json.dumps(what), []).append(place)
         groups = list(alike.values())
         for of_query in zip(*(self._scored(queries, filled[group[0]], None) for group in groups), strict=True):
@@ -143,7 +146,7 @@ class Selector:
                 self._filters.eligible(query, recipe.filter, [*excluded, *([] if at is None else [at])])
                 for query, at in zip(queries[block], own[block], strict=True)
             ]
-            scored = self.snapshot.index.score(given[block], masks)
+            scored = self.snapshot.index.score(given[block], masks, mode=recipe.retrieve.mode)
             yield from map(_Scored, queries[block], own[block], scored)
 
     def _filled(self, recipe: Recipe) -> Recipe:
