@@ -9,7 +9,7 @@ from threadpoolctl import threadpool_limits
 from indexes.ann import AnnIndex
 from indexes.dense import DenseIndex, Segment, exact_scores
 from indexes.hybrid import Fusion, HybridIndex, Query
-from indexes.lexical import BM25Index
+from indexes.lexical import BM25, BM25Index
 from indexes.postings import Postings
 from indexes.vector_storage import VectorRows
 
@@ -77,8 +77,29 @@ def test_rank_equals_the_oracle_and_describe_equals_rank(rows, query, fusion, k,
     assert alive.rank(next(alive.score([query])), k, fusion).rows.tolist() == hits.rows.tolist()
 
 
+@given(st.integers(0, 2**32), st.sampled_from([0.1, 0.5, 0.9]), st.integers(1, 20))
+def test_scores_that_float32_cannot_tell_apart_are_told_apart(seed, weight, k):
+    # Cosines a millionth apart, and BM25 scores below 0, as okapi gives where nearly every text has nearly every term.
+    rng = np.random.default_rng(seed)
+    vectors = np.repeat(PALETTE[:1], 300, axis=0) + rng.normal(scale=1e-6, size=(300, DIM)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    documents = [["a"] * int(n) + ["b"] for n in rng.integers(1, 4, 300)]
+    documents[7] = ["c"]
+    lexical = BM25Index([Postings.from_documents(documents)], BM25("okapi", epsilon=float(rng.integers(0, 3))))
+    index, query = HybridIndex(DenseIndex([Segment.of(vectors)]), lexical), Query(PALETTE[2], ("a", "b"))
+    [scores] = index.score([query])
+    dense, terms = exact_scores(vectors, query.vector), lexical.scores(query.terms)
+    a = (dense + 1) / (dense.max() + 1)
+    b = terms / terms.max() if terms.max() > 0 else 0 * terms
+    fused = weight * a + (1 - weight) * b
+    wanted = sorted(range(300), key=lambda row: (-fused[row], row))[:k]
+    assert index.rank(scores, k, Fusion(weight=weight)).rows.tolist() == wanted
+
+
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_query_alone_in_a_block_or_on_more_threads_has_the_same_hits(threads):
+@pytest.mark.parametrize("together", [1, 3, 100])
+def test_a_query_alone_in_a_block_or_on_more_threads_has_the_same_hits(threads, together, monkeypatch):
+    monkeypatch.setattr("indexes.hybrid._LEXICAL_BYTES", together * 8 * 2000)
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(2000, 48)).astype(np.float32)
     vectors[1000:] = vectors[:1000]
@@ -89,8 +110,8 @@ def test_a_query_alone_in_a_block_or_on_more_threads_has_the_same_hits(threads):
     with threadpool_limits(1):
         alone = [index.rank(next(index.score([query])), 8, Fusion()) for query in block]
     with threadpool_limits(threads):
-        together = [index.rank(scores, 8, Fusion()) for scores in index.score(block)]
-    for a, b in zip(alone, together, strict=True):
+        in_block = [index.rank(scores, 8, Fusion()) for scores in index.score(block)]
+    for a, b in zip(alone, in_block, strict=True):
         assert (a.rows.tolist(), a.fused.tolist()) == (b.rows.tolist(), b.fused.tolist())
 
 
