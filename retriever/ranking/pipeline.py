@@ -290,6 +290,8 @@ class _Guarded:
         """The scores of rows; those that `first` has ranked already are not worked out again."""
         known = self._best_hits
         if known is not None:
+            if np.array_equal(rows, known.rows):
+                return known
             place_of = {row: place for place, row in enumerate(known.rows.tolist())}
             places = [place_of.get(row, -1) for row in rows.tolist()]
             if -1 not in places:
