@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -32,13 +33,26 @@ def test_each_item_is_worked_on_once(cores, count):
     assert done.tolist() == [1] * count
 
 
-def test_the_first_error_is_raised(cores):
+def test_an_error_is_raised(cores):
     def work(item):
-        if item in (3, 7):
+        if item == 7:
             raise ValueError(f"item {item}")
 
-    with pytest.raises(ValueError, match="item 3"):
+    with pytest.raises(ValueError, match="item 7"):
         parallel.each(work, range(10))
+
+
+def test_a_thread_that_does_not_begin_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(parallel, "cores", lambda: 2)
+    busy, free = threading.Event(), threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        monkeypatch.setattr(parallel, "_pool", lambda process: pool)
+        pool.submit(lambda: (busy.set(), free.wait(10)))
+        busy.wait(10)
+        done = []
+        parallel.each(done.append, range(5))
+        free.set()
+    assert done == [0, 1, 2, 3, 4]
 
 
 def test_pieces_of_work_run_side_by_side(monkeypatch):
