@@ -158,13 +158,6 @@ def _shared(places: NDArray[np.int64], ways: NDArray[np.uint8]) -> NDArray[np.ui
     return np.where(np.arange(len(places)) > first[inverse], kernels.STORED, ways).astype(np.uint8)
 
 
-def _pieces(wanted: Sequence[_Wanted], most: int) -> int:
-    """Into how many pieces work is split: one where it is small, else some for each core, so that none waits long."""
-    if sum(one.stop - one.start for one in wanted) < _ALONE:
-        return 1
-    return max(1, min(most, _PIECES * parallel.cores()))
-
-
 class _Wanted(NamedTuple):
     """A term of a query in one part: the query's number, the term's, where its postings are, idf, and how often."""
 
@@ -325,17 +318,10 @@ class BM25Index:
         return scores
 
     def _add(self, part: _Part, wanted: list[_Wanted], scores: Scores) -> None:
-        """The scores of one part, with NumPy; some of the queries on each core."""
-        count = _pieces(wanted, len(scores))
-        bounds = [len(scores) * piece // count for piece in range(count + 1)]
-
-        def add(queries: range) -> None:
-            here = [one for one in wanted if one.query in queries]
-            scores[queries.start : queries.stop, part.begin : part.begin + len(part.postings)] = 0.0
-            for one, way in zip(here, part.ways_of(here), strict=True):
-                self._add_one(part, one, int(way), scores[one.query, part.begin :])
-
-        parallel.each(add, [range(*pair) for pair in pairwise(bounds)])
+        """The scores of one part, with NumPy; on one core: its steps are so short that threads would wait in turn."""
+        scores[:, part.begin : part.begin + len(part.postings)] = 0.0
+        for one, way in zip(wanted, part.ways_of(wanted).tolist(), strict=True):
+            self._add_one(part, one, way, scores[one.query, part.begin :])
         part.asked_for(wanted)
 
     def _add_compiled(self, part: _Part, wanted: list[_Wanted], scores: Scores, compiled: kernels.Kernels) -> None:
@@ -352,7 +338,8 @@ class BM25Index:
             compiled.add(scores, part.begin, rows.start, rows.stop, bounds, *terms, *arrays, form, *numbers)
 
         blocks = -(-len(postings) // kernels.ROWS)
-        count = _pieces(wanted, blocks)
+        alone = sum(one.stop - one.start for one in wanted) < _ALONE
+        count = 1 if alone else min(blocks, _PIECES * parallel.cores())
         ends = [min(len(postings), kernels.ROWS * (blocks * piece // count)) for piece in range(count + 1)]
         parallel.each(add, [range(*pair) for pair in pairwise(ends)])
         part.asked_for(wanted)
