@@ -209,10 +209,13 @@ class _Part:
         together = len(wanted) and wanted[0].query != wanted[-1].query
         return _shared(places, ways) if together else ways
 
-    def asked_for(self, wanted: list[_Wanted]) -> None:
-        """Takes down that these terms were asked for and that what `ways_of` said was done."""
+    def asked_for(self, wanted: list[_Wanted], ways: NDArray[np.uint8]) -> None:
+        """Takes down that these terms were asked for and that what `ways_of` said was done.
+
+        What was said then counts, not what another thread has taken down meanwhile: that is no second time.
+        """
         places = np.array([one.number for one in wanted], np.int64)
-        self.ways[places] = np.minimum(self.ways[places] + 1, kernels.STORED)
+        self.ways[places] = np.minimum(ways + 1, kernels.STORED)
 
 
 def _read_only(array: NDArray[Number]) -> NDArray[Number]:
@@ -320,29 +323,31 @@ class BM25Index:
     def _add(self, part: _Part, wanted: list[_Wanted], scores: Scores) -> None:
         """The scores of one part, with NumPy; on one core: its steps are so short that threads would wait in turn."""
         scores[:, part.begin : part.begin + len(part.postings)] = 0.0
-        for one, way in zip(wanted, part.ways_of(wanted).tolist(), strict=True):
+        ways = part.ways_of(wanted)
+        for one, way in zip(wanted, ways.tolist(), strict=True):
             self._add_one(part, one, way, scores[one.query, part.begin :])
-        part.asked_for(wanted)
+        part.asked_for(wanted, ways)
 
     def _add_compiled(self, part: _Part, wanted: list[_Wanted], scores: Scores, compiled: kernels.Kernels) -> None:
         """The scores of one part, by compiled loops; some of the rows on each core."""
         queries, _, starts, stops, idfs, times = zip(*wanted, strict=True)
         bounds = np.searchsorted(np.array(queries), np.arange(len(scores) + 1))
-        terms = np.array(starts), np.array(stops), np.array(idfs), np.array(times, np.float64), part.ways_of(wanted)
+        terms = np.array(starts), np.array(stops), np.array(idfs), np.array(times, np.float64)
+        ways = part.ways_of(wanted)
         postings, settings = part.postings, self.settings
         arrays = postings.rows, postings.counts, postings.lengths, part.weights
         numbers = self._mean, settings.k1, settings.b, settings.lower_bound
         form = _FORMS.get(settings.variant, kernels.OKAPI)
 
         def add(rows: range) -> None:
-            compiled.add(scores, part.begin, rows.start, rows.stop, bounds, *terms, *arrays, form, *numbers)
+            compiled.add(scores, part.begin, rows.start, rows.stop, bounds, *terms, ways, *arrays, form, *numbers)
 
         blocks = -(-len(postings) // kernels.ROWS)
         alone = sum(one.stop - one.start for one in wanted) < _ALONE
         count = 1 if alone else min(blocks, _PIECES * parallel.cores())
         ends = [min(len(postings), kernels.ROWS * (blocks * piece // count)) for piece in range(count + 1)]
         parallel.each(add, [range(*pair) for pair in pairwise(ends)])
-        part.asked_for(wanted)
+        part.asked_for(wanted, ways)
 
     def _add_one(self, part: _Part, one: _Wanted, way: int, scores: Scores) -> None:
         """Adds what one term contributes to one query in one part, with NumPy."""

@@ -154,6 +154,25 @@ def test_what_is_asked_for_once_is_not_kept(many, loader):
     assert ways == [kernels.UNKNOWN, kernels.SEEN, kernels.STORED, kernels.STORED]
 
 
+def test_weights_that_two_threads_have_not_stored_are_not_read(many, loader, monkeypatch):
+    postings, _ = many
+    index = BM25Index([postings])
+    wanted = index.scores(["t9"])
+    fresh = BM25Index([postings])
+
+    def beside(part, one, way, scores):  # another thread asks for the term while this one does
+        monkeypatch.setattr(fresh, "_add_one", add_fresh)
+        fresh.scores(["t9"])
+        add_fresh(part, one, way, scores)
+
+    add_fresh = fresh._add_one
+    fresh._parts[0].weights.fill(np.nan)
+    monkeypatch.setattr(fresh, "_add_one", beside)
+    assert np.array_equal(fresh.scores(["t9"]), wanted)
+    assert fresh._parts[0].ways[postings.find("t9")[0]] == kernels.SEEN
+    assert np.array_equal(fresh.scores(["t9"]), wanted)
+
+
 @needs_numba
 @given(st.integers(1, 3000), st.integers(1, 128), st.integers(1, 40), st.integers(0, 2**32), st.booleans())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
