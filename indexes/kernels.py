@@ -1,6 +1,6 @@
 """Compiled loops, where numba is installed (the extra `fast`) and there is enough to do to pay for compiling them.
 
-Importing numba and compiling takes a second or two in every process: nothing compiled is kept on disk, because
+Importing numba and compiling takes about two seconds in every process: nothing compiled is kept on disk, because
 numba's own cache is read without a check. So a process begins with NumPy and counts the work that the loops would have
 done; once that has cost about as much as compiling does, the loops are compiled, within the call that comes next. A
 command line that answers one query never pays; a service pays once; whatever the work to come, at most twice the best
@@ -137,9 +137,7 @@ def _compiled() -> Kernels | None:
         numba.int64, numba.float64, numba.float64, numba.float64, numba.float64,
     )  # fmt: skip
     best = numba.int64[::1](int64s, doubles, numba.int64)
-    return Kernels(
-        compiled(add)(_adding(*(compiled()(loop) for loop in (_until, _weigh, _clear)))), compiled(best)(_best)
-    )
+    return Kernels(compiled(add)(_adding(compiled()(_until), compiled()(_weigh))), compiled(best)(_best))
 
 
 def _until(rows: NDArray[np.int32], start: int, stop: int, row: int) -> int:
@@ -155,8 +153,6 @@ def _until(rows: NDArray[np.int32], start: int, stop: int, row: int) -> int:
 
 def _weigh(
     out: Doubles,
-    start: int,
-    count: int,
     rows: NDArray[np.int32],
     counts: NDArray[np.int32],
     lengths: NDArray[np.int32],
@@ -167,33 +163,27 @@ def _weigh(
     b: float,
     delta: float,
 ) -> None:
-    """What each of `count` postings from `start` adds, idf · tf-part; the formulas are those of `indexes.lexical`."""
-    for i in range(count):  # by itself, so that the arithmetic below is done on several at once
-        out[i] = np.float64(lengths[np.uint32(rows[start + i])])
-    for i in range(count):
+    """What each of some postings adds, idf · tf-part; the formulas are those of `indexes.lexical`."""
+    for i in range(len(rows)):  # by itself, so that the arithmetic below is done on several at once
+        out[i] = np.float64(lengths[np.uint32(rows[i])])
+    for i in range(len(rows)):
         out[i] = 1.0 - b + b * (out[i] / mean)
     if form == L:
-        for i in range(count):
-            normalised = np.float64(counts[start + i]) / out[i] + delta
+        for i in range(len(rows)):
+            normalised = np.float64(counts[i]) / out[i] + delta
             out[i] = idf * ((k1 + 1.0) * normalised / (k1 + normalised))
     elif form == PLUS:
-        for i in range(count):
-            often = np.float64(counts[start + i])
-            out[i] = idf * (delta + often * (k1 + 1.0) / (often + k1 * out[i]))
+        for i in range(len(rows)):
+            count = np.float64(counts[i])
+            out[i] = idf * (delta + count * (k1 + 1.0) / (count + k1 * out[i]))
     else:
-        for i in range(count):
-            often = np.float64(counts[start + i])
-            out[i] = idf * (often * (k1 + 1.0) / (often + k1 * out[i]))
+        for i in range(len(rows)):
+            count = np.float64(counts[i])
+            out[i] = idf * (count * (k1 + 1.0) / (count + k1 * out[i]))
 
 
-def _clear(scores: Doubles, start: int, stop: int) -> None:
-    """Sets some scores to 0."""
-    for i in range(start, stop):
-        scores[i] = 0.0
-
-
-def _adding(until: Callable[..., int], weigh: Callable[..., None], clear: Callable[..., None]) -> Callable[..., None]:
-    """The loop that writes scores, over compiled ones."""
+def _adding(until: Callable[..., int], weigh: Callable[..., None]) -> Callable[..., None]:
+    """The loop that writes scores, over two compiled ones."""
 
     def add(
         scores: Doubles,
@@ -241,26 +231,28 @@ def _adding(until: Callable[..., int], weigh: Callable[..., None], clear: Callab
             b: A parameter.
             delta: A parameter.
         """
-        chunk, part = np.empty(_CHUNK), np.uint64(base)  # unsigned numbers are not looked at for being below 0
+        chunk = np.empty(_CHUNK)
         for low in range(first_row, end_row, ROWS):
             high = min(low + ROWS, end_row)
             for query in range(len(queries) - 1):
-                clear(scores[query], base + low, base + high)
+                of = scores[query, base:]
+                of[low:high] = 0.0
                 for term in range(queries[query], queries[query + 1]):
                     repeats, way = times[term], ways[term]
                     start = until(rows, starts[term], stops[term], low)
                     stop = until(rows, start, stops[term], high)
                     if way == STORED:
                         for i in range(start, stop):
-                            scores[query, part + np.uint32(rows[i])] += repeats * weights[i]
+                            of[np.uint32(rows[i])] += repeats * weights[i]
                         continue
                     for first in range(start, stop, _CHUNK):
-                        count = min(_CHUNK, stop - first)
-                        weigh(chunk, first, count, rows, counts, lengths, idfs[term], form, mean, k1, b, delta)
-                        for i in range(count if way == SEEN else 0):
-                            weights[first + i] = chunk[i]
-                        for i in range(count):
-                            scores[query, part + np.uint32(rows[first + i])] += repeats * chunk[i]
+                        here = rows[first : min(first + _CHUNK, stop)]
+                        often = counts[first : first + len(here)]
+                        weigh(chunk, here, often, lengths, idfs[term], form, mean, k1, b, delta)
+                        if way == SEEN:
+                            weights[first : first + len(here)] = chunk[: len(here)]
+                        for i in range(len(here)):
+                            of[np.uint32(here[i])] += repeats * chunk[i]
 
     return add
 
