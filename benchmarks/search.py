@@ -62,7 +62,7 @@ from _synthetic import (
 )
 from quality import machine
 
-from indexes import kernels
+from indexes import kernels, parallel
 from indexes.dense import DenseIndex, Segment
 from indexes.hybrid import Fusion, HybridIndex, Query
 from indexes.lexical import BM25, BM25Index
@@ -71,8 +71,8 @@ from indexes.topk import top
 from retriever import Example, Retriever, Selection
 from retriever.embedders import encode_checked, load_embedder
 
-BLOCK_BYTES = 64 << 20
-"""Of scores that are held at once, as `select_many` does."""
+BLOCK_BYTES = 16 << 20
+"""Of BM25 scores that are held at once, as `select_many` does."""
 
 FOR_RANK_BM25, FOR_STORES, FOR_SELECT, FOR_COLD, FOR_POOL = 20_000, 20_000, 50_000, 2_000, 1_000
 
@@ -126,14 +126,14 @@ def single_rows(postings: Postings, asked: list[list[str]], peer: Any, repeats: 
 
 
 def block_row(postings: Postings, asked: list[list[str]], peer: Any, repeats: int, how: str) -> Row:  # noqa: ANN401
-    """All queries at once: ours on one core, the peer on all."""
+    """All queries at once, ours and the peer's on all cores."""
     index, rows = BM25Index([postings]), np.arange(len(postings))
     per_block = max(1, min(len(asked), BLOCK_BYTES // (8 * max(1, len(postings)))))
 
-    def ours(n: int) -> list[Rows]:
-        starts = range(0, len(asked), per_block)
-        blocks = (index.block(asked[start : start + per_block]) for start in starts)
-        return [top(rows, scores, 10) for block in blocks for scores in block]
+    def ours(n: int) -> None:
+        for start in range(0, len(asked), per_block):
+            block = index.block(asked[start : start + per_block])
+            parallel.each(lambda scores: top(rows, scores, 10), list(block))
 
     calls: Calls = {OURS: ours}
     if peer is not None:
@@ -201,7 +201,7 @@ def dense_top(vectors: Vectors, asked: Vectors, k: int, kind: str) -> Callable[[
     """The rows of the k best by ours, over rows of a type."""
     without_terms = BM25Index([Postings.from_documents([()] * len(vectors))])
     index = HybridIndex(DenseIndex([Segment.of(vectors, kind)]), without_terms)
-    return lambda n: index.rank(index.score([Query(asked[n])])[0], k, Fusion("dense")).rows
+    return lambda n: index.rank(next(index.score([Query(asked[n])])), k, Fusion("dense")).rows
 
 
 def synthetic_index(size: Size, folder: Path, most: int) -> tuple[Retriever, list[str]]:

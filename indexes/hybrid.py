@@ -7,8 +7,9 @@ channels score each of them. The order is total: by descending fused score, then
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from typing import TypeAlias
 
 import numpy as np
@@ -28,8 +29,15 @@ Places: TypeAlias = NDArray[np.int64]
 
 MODES = ("hybrid", "dense", "lexical")
 RULES = ("convex", "rrf")
-_ROUNDING = 4e-15
-"""How far float64 arithmetic can take two normalised scores apart that are equal."""
+_LEXICAL_BYTES = 16 << 20
+"""Of the lexical scores that are held at once: they stay in a processor's cache until they are ranked."""
+
+_ROUNDING = 2.0**-22
+"""How far float32 arithmetic takes a fused score off, for each unit of what its parts may amount to.
+
+Each part is rounded as a number, by its factor and by their product, and the sum once more: 4 · 2⁻²⁴. What float64
+arithmetic does to scores that are equal on paper is less than a millionth of it.
+"""
 
 
 @dataclass(frozen=True)
@@ -131,6 +139,10 @@ class Hits:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def take(self, places: Places) -> Hits:
+        """Some of them, by their places."""
+        return Hits(self.rows[places], self.fused[places], self.dense[places], self.lexical[places])
+
 
 class HybridIndex:
     """A dense and a lexical index over the same rows.
@@ -158,26 +170,38 @@ class HybridIndex:
         """Rows, removed ones included."""
         return len(self.lexical)
 
-    def score(self, queries: Sequence[Query], eligible: Sequence[Mask | None] | None = None) -> list[ChannelScores]:
-        """What both channels say, for a block of queries at once.
+    def score(
+        self, queries: Sequence[Query], eligible: Sequence[Mask | None] | None = None, *, mode: str = "hybrid"
+    ) -> Iterator[ChannelScores]:
+        """What both channels say, for a block of queries at once, handed out one after the other.
 
         Args:
-            queries: The queries; the memory used is queries × rows × 12 bytes.
+            queries: The queries; beside what is handed out, the memory used is queries × rows × 4 bytes, and a few
+                megabytes.
             eligible: For each query the rows that may be returned, bool, shape (rows,); None when all may.
+            mode: Of the fusion that is to rank them. Where a FAISS index proposes, and it is `dense`, the lexical
+                channel proposes nothing, and scores what is proposed alone.
 
         Raises:
             InvalidInput: A query's vector has another dimension than the index, or is not finite.
         """
-        if not queries:
-            return []
-        vectors = self._stacked(queries)
         masks = [self._with_alive(mask) for mask in (eligible or [None] * len(queries))]
+        vectors = self._stacked(queries)
         if self.dense.ann is not None:
-            return [self._score_proposed(query, mask) for query, mask in zip(queries, masks, strict=True)]
+            return map(self._score_proposed, queries, masks, repeat(mode))
+        return self._score_in_turn(queries, vectors, masks)
+
+    def _score_in_turn(
+        self, queries: Sequence[Query], vectors: NDArray[np.float32], masks: Sequence[Mask | None]
+    ) -> Iterator[ChannelScores]:
+        """One matrix product for all; lexical scores, which are twice as large, for a few queries at a time."""
         dense = self.dense.scores(vectors)
-        lexical = self.lexical.block([query.terms for query in queries])
-        scores = [self._score_all(query, dense[i], lexical[i]) for i, query in enumerate(queries)]
-        return [one if mask is None else one.restricted(mask) for one, mask in zip(scores, masks, strict=True)]
+        some = max(1, _LEXICAL_BYTES // (8 * max(1, len(self))))
+        for start in range(0, len(queries), some):
+            lexical = self.lexical.block([query.terms for query in queries[start : start + some]])
+            for i, of_query in enumerate(lexical, start=start):
+                scores, mask = self._score_all(queries[i], dense[i], of_query), masks[i]
+                yield scores if mask is None else scores.restricted(mask)
 
     def _with_alive(self, mask: Mask | None) -> Mask | None:
         if self.alive is None or mask is None:
@@ -191,7 +215,7 @@ class HybridIndex:
                     f"a query vector of shape {query.vector.shape}",
                     expected=f"{self.dense.dim} finite numbers, as the index was built with",
                 )
-        return np.stack([query.vector for query in queries])
+        return np.array([query.vector for query in queries], dtype=np.float32).reshape(len(queries), self.dense.dim)
 
     def _score_all(self, query: Query, dense: NDArray[np.float32], lexical: Scores) -> ChannelScores:
         directed, known = bool(query.vector.any()), self.lexical.knows(query.terms)
@@ -199,17 +223,21 @@ class HybridIndex:
             dense.fill(NO_DIRECTION)
         return ChannelScores(query, self._rows, dense, lexical, directed, known)
 
-    def _score_proposed(self, query: Query, eligible: Mask | None) -> ChannelScores:
+    def _score_proposed(self, query: Query, eligible: Mask | None, mode: str) -> ChannelScores:
         """What both channels say of the rows that FAISS or the lexical channel propose."""
         allowed = self._rows if eligible is None else np.flatnonzero(eligible)
         wanted = min(PROPOSALS, len(allowed))
-        everything = self._score_all(query, np.empty(len(self), np.float32), self.lexical.scores(query.terms))
-        proposed = self.dense.propose(query.vector, wanted, eligible) if everything.dense_speaks else allowed[:0]
-        if everything.lexical_speaks:
-            proposed = np.union1d(proposed, allowed[top(allowed, everything.lexical[allowed], wanted)])
-        rows = proposed if len(proposed) else allowed
-        dense = self.dense.scores_of(rows, query.vector)
-        return replace(everything, rows=rows, dense=dense, lexical=everything.lexical[rows])
+        directed, known = bool(query.vector.any()), self.lexical.knows(query.terms)
+        proposed = self.dense.propose(query.vector, wanted, eligible) if directed else allowed[:0]
+        if mode == "dense" and len(proposed):
+            lexical = self.lexical.scores_of(proposed, query.terms)
+        else:
+            everything = self.lexical.scores(query.terms)
+            if known:
+                proposed = np.union1d(proposed, allowed[top(allowed, everything[allowed], wanted)])
+            proposed = proposed if len(proposed) else allowed
+            lexical = everything[proposed]
+        return ChannelScores(query, proposed, self.dense.scores_of(proposed, query.vector), lexical, directed, known)
 
     def rank(self, scores: ChannelScores, k: int, fusion: Fusion) -> Hits:
         """The k best rows under a fusion; fewer rows give fewer hits.
@@ -224,6 +252,8 @@ class HybridIndex:
             places = self._narrowed(scores, k, fusion, mode)
             cosines = self._cosines(scores, places)
             best = top(scores.rows[places], self._deciding(scores, places, cosines, fusion, mode), k)
+            if mode == "dense" and len(best):
+                scores._maxima["dense"] = float(cosines[best[0]])
             return self._hits(scores, places[best], cosines[best], fusion, mode)
         if mode == "none":
             places = np.arange(min(k, len(scores.rows)))
@@ -253,9 +283,10 @@ class HybridIndex:
         """The places that can be among the k best, judged by approximate dense scores and their error bound."""
         if mode == "dense":
             return possible(scores.dense, k, self._bound)
-        maximum = self._dense_maximum(scores)
-        approximate = _convex_but_for_a_constant(scores, maximum, _maximum(scores), fusion)
-        return possible(approximate, k, self._bound * fusion.weight / max(maximum - COSINE_INFIMUM, 1e-300) + _ROUNDING)
+        approximate, error = _convex_but_for_a_constant(
+            scores, self._dense_maximum(scores), _maximum(scores), fusion, self._bound
+        )
+        return possible(approximate, k, error)
 
     def _deciding(self, scores: ChannelScores, places: Places, cosines: Scores, fusion: Fusion, mode: str) -> Scores:
         """The exact scores that a mode orders by, at some places whose exact cosines are known."""
@@ -311,14 +342,35 @@ def _convex(dense: Scores, lexical: Scores, dense_maximum: float, lexical_maximu
 
 
 def _convex_but_for_a_constant(
-    scores: ChannelScores, dense_maximum: float, lexical_maximum: float, fusion: Fusion
-) -> Scores:
-    """`_convex` of every row less what is the same for all, in as few passes over the rows as there can be."""
+    scores: ChannelScores, dense_maximum: float, lexical_maximum: float, fusion: Fusion, bound: float
+) -> tuple[NDArray[np.float32], float]:
+    """`_convex` of every row less what is the same for all, as float32, and how far that can be off.
+
+    Memory is what it costs: half as many bytes are half the time.
+
+    Args:
+        scores: What is fused.
+        dense_maximum: Of the exact scores, as is the one that follows.
+        lexical_maximum: Of the lexical channel.
+        fusion: The weight is used.
+        bound: How far the dense scores can be off.
+    """
     dense_range, lexical_range = dense_maximum - COSINE_INFIMUM, lexical_maximum - BM25_INFIMUM
-    fused = scores.lexical * ((1.0 - fusion.weight) / lexical_range if lexical_range > 0 else 0.0)
-    if dense_range > 0:
-        fused += np.multiply(scores.dense, fusion.weight / dense_range, dtype=np.float64)
-    return fused
+    lexical_factor = (1.0 - fusion.weight) / lexical_range if lexical_range > 0 else 0.0
+    dense_factor = fusion.weight / dense_range if dense_range > 0 else 0.0
+    fused = scores.lexical.astype(np.float32)
+    fused *= np.float32(lexical_factor)
+    fused += scores.dense * np.float32(dense_factor)
+    parts = _largest(scores) * lexical_factor + 2.0 * dense_factor
+    return fused, bound * dense_factor + _ROUNDING * parts
+
+
+def _largest(scores: ChannelScores) -> float:
+    """The lexical score that is farthest from 0; some are below 0 where every term is in most rows (`okapi`)."""
+    if "largest" not in scores._maxima:
+        lowest = float(scores.lexical.min()) if len(scores.lexical) else 0.0
+        scores._maxima["largest"] = max(abs(_maximum(scores)), abs(lowest))
+    return scores._maxima["largest"]
 
 
 def _maximum(scores: ChannelScores) -> float:

@@ -35,7 +35,7 @@ OKAPI, PLUS, L = range(3)
 UNKNOWN, SEEN, STORED = range(3)
 """What is to be done with a term's weights: work them out and forget them, work them out and keep them, read them."""
 
-_ROWS = 1 << 14
+ROWS = 1 << 14
 """Rows that are scored together, for all queries: their scores and their postings stay in a processor's cache."""
 _CHUNK = 512
 _STEP = 64
@@ -131,7 +131,7 @@ def _compiled() -> Kernels | None:
     # Without `fastmath` LLVM neither reorders nor contracts; dividing by 0 gives what IEEE 754 says, as in NumPy.
     compiled = partial(numba.njit, nogil=True, error_model="numpy")
     add = numba.void(
-        numba.float64[:, ::1], numba.int64, numba.int64[::1],
+        numba.float64[:, ::1], numba.int64, numba.int64, numba.int64, numba.int64[::1],
         numba.int64[::1], numba.int64[::1], numba.float64[::1], numba.float64[::1], numba.uint8[::1],
         int32s, int32s, int32s, numba.float64[::1],
         numba.int64, numba.float64, numba.float64, numba.float64, numba.float64,
@@ -183,11 +183,13 @@ def _weigh(
 
 
 def _adding(until: Callable[..., int], weigh: Callable[..., None]) -> Callable[..., None]:
-    """The loop that adds to scores, over two compiled ones."""
+    """The loop that writes scores, over two compiled ones."""
 
     def add(
         scores: Doubles,
         base: int,
+        first_row: int,
+        end_row: int,
         queries: NDArray[np.int64],
         starts: NDArray[np.int64],
         stops: NDArray[np.int64],
@@ -204,13 +206,17 @@ def _adding(until: Callable[..., int], weigh: Callable[..., None]) -> Callable[.
         b: float,
         delta: float,
     ) -> None:
-        """Adds to the scores of a part what the terms of some queries contribute, in the order of the terms.
+        """Writes the scores of some rows of a part: what the terms of each query contribute, in their order.
+
+        Calls for different rows write nothing in common, so that they may run side by side.
 
         Args:
             scores: Of all rows of all parts, shape (queries, all rows).
             base: Where the part's rows begin among them; what follows is of the part alone.
+            first_row: The first of the rows.
+            end_row: The end of the rows.
             queries: Where the terms of each query begin, and the end, shape (queries + 1,).
-            starts: Where the postings of each term begin, shape (terms,); overwritten.
+            starts: Where the postings of each term begin, shape (terms,).
             stops: Where they end.
             idfs: The idf of each.
             times: How often each occurs in its query.
@@ -226,13 +232,15 @@ def _adding(until: Callable[..., int], weigh: Callable[..., None]) -> Callable[.
             delta: A parameter.
         """
         chunk = np.empty(_CHUNK)
-        for high in range(_ROWS, len(lengths) + _ROWS, _ROWS):
+        for low in range(first_row, end_row, ROWS):
+            high = min(low + ROWS, end_row)
             for query in range(len(queries) - 1):
                 of = scores[query, base:]
+                of[low:high] = 0.0
                 for term in range(queries[query], queries[query + 1]):
-                    start, repeats, way = starts[term], times[term], ways[term]
-                    stop = until(rows, start, stops[term], high) if high < len(lengths) else stops[term]
-                    starts[term] = stop
+                    repeats, way = times[term], ways[term]
+                    start = until(rows, starts[term], stops[term], low)
+                    stop = until(rows, start, stops[term], high)
                     if way == STORED:
                         for i in range(start, stop):
                             of[np.uint32(rows[i])] += repeats * weights[i]

@@ -16,13 +16,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from indexes import kernels
+from indexes import kernels, parallel
 from indexes.errors import InvalidInput
 from indexes.postings import Postings
 
@@ -112,6 +112,9 @@ class LexicalIndex(Protocol):
     def scores(self, terms: Sequence[str]) -> Scores:
         """The score of every row for the terms of a query; shape (rows,). Scores of removed rows mean nothing."""
 
+    def scores_of(self, rows: NDArray[np.int64], terms: Sequence[str]) -> Scores:
+        """The same of some rows, ascending, to the bit; shape as `rows`."""
+
     def block(self, queries: Sequence[Sequence[str]]) -> Scores:
         """The same for several queries at once, to the bit; shape (queries, rows)."""
 
@@ -124,6 +127,12 @@ _TABLE_LENGTHS, _TABLE_COUNTS = 1 << 10, 8
 
 _MOST_TERMS = 1 << 16
 """Terms whose places are remembered; about 500 bytes each."""
+
+_ALONE = 1 << 18
+"""Postings that are added up, some 0.3 ms of compiled work, before it pays to wake other threads."""
+
+_PIECES = 4
+"""Of the work for each core: the last one to finish keeps the others waiting for less."""
 
 _FORMS = {"plus": kernels.PLUS, "l": kernels.L}
 
@@ -190,6 +199,24 @@ class _Part:
         ways = np.zeros(len(postings.vocabulary), np.uint8)
         return cls(plain, begin, np.empty(len(plain.rows)), ways)
 
+    def ways_of(self, wanted: list[_Wanted]) -> NDArray[np.uint8]:
+        """What is to be done about the weights of each of these terms, one after the other.
+
+        The second time that queries which are asked together want a term, its weights are there.
+        """
+        places = np.array([one.number for one in wanted], np.int64)
+        ways = self.ways[places]
+        together = len(wanted) and wanted[0].query != wanted[-1].query
+        return _shared(places, ways) if together else ways
+
+    def asked_for(self, wanted: list[_Wanted], ways: NDArray[np.uint8]) -> None:
+        """Takes down that these terms were asked for and that what `ways_of` said was done.
+
+        What was said then counts, not what another thread has taken down meanwhile: that is no second time.
+        """
+        places = np.array([one.number for one in wanted], np.int64)
+        self.ways[places] = np.minimum(ways + 1, kernels.STORED)
+
 
 def _read_only(array: NDArray[Number]) -> NDArray[Number]:
     """A view as the compiled loops take it: in order, aligned, not written to; what a file gave is that already."""
@@ -239,13 +266,40 @@ class BM25Index:
         scores: Scores = self.block([terms])[0]
         return scores
 
+    def scores_of(self, rows: NDArray[np.int64], terms: Sequence[str]) -> Scores:
+        """The scores of some rows, which are looked up among the postings of each term.
+
+        Args:
+            rows: Ascending row numbers, int64, shape (m,).
+            terms: Of the query.
+
+        Returns:
+            float64, shape (m,); of a row what `scores` gives, to the bit.
+        """
+        scores = np.zeros(len(rows))
+        ends = [int(np.searchsorted(rows, part.begin + len(part.postings))) for part in self._parts]
+        mine = [slice(*pair) for pair in pairwise([0, *ends])]
+        for term, times in Counter(terms).items():
+            found = self._term(term)
+            for place, _, start, stop in found.spans if found.containing else ():
+                part, here = self._parts[place], mine[place]
+                wanted = (rows[here] - part.begin).astype(np.int32)
+                containing = part.postings.rows[start:stop]
+                at = np.searchsorted(containing, wanted)
+                there = np.flatnonzero(containing[np.minimum(at, stop - start - 1)] == wanted)
+                if len(there):
+                    counts = part.postings.counts[start:stop][at[there]]
+                    weights = self._tf_parts(counts, part.postings.lengths[wanted[there]]) * found.idf
+                    scores[here.start + there] += times * weights
+        return scores
+
     def block(self, queries: Sequence[Sequence[str]]) -> Scores:
         """The scores of several queries; a term that they share is found and weighed once.
 
         Returns:
             float64, shape (queries, rows).
         """
-        scores = np.zeros((len(queries), len(self)))
+        scores = np.empty((len(queries), len(self)))
         # In the order of a query's terms, whatever the part: that is the order in which a row's score is added up.
         wanted: list[list[_Wanted]] = [[] for _ in self._parts]
         for query, terms in enumerate(queries):
@@ -258,29 +312,42 @@ class BM25Index:
         if compiled is None:
             compiled = kernels.after(sum(one.stop - one.start for terms_of in wanted for one in terms_of))
         for part, terms_of in zip(self._parts, wanted, strict=True):
-            if terms_of:
-                self._add(part, terms_of, scores, compiled)
+            if not terms_of:
+                scores[:, part.begin : part.begin + len(part.postings)] = 0.0
+            elif compiled is None:
+                self._add(part, terms_of, scores)
+            else:
+                self._add_compiled(part, terms_of, scores, compiled)
         return scores
 
-    def _add(self, part: _Part, wanted: list[_Wanted], scores: Scores, compiled: kernels.Kernels | None) -> None:
-        """Adds what the terms contribute in one part."""
-        queries, numbers, starts, stops, idfs, times = zip(*wanted, strict=True)
-        places = np.array(numbers)
-        ways = part.ways[places]
-        if len(scores) > 1:  # the second time that a block asks for a term, its weights are there
-            ways = _shared(places, ways)
-        if compiled is None:
-            for one, way in zip(wanted, ways.tolist(), strict=True):
-                self._add_one(part, one, way, scores[one.query, part.begin :])
-        else:
-            bounds = np.searchsorted(np.array(queries), np.arange(len(scores) + 1))
-            terms = np.array(starts), np.array(stops), np.array(idfs), np.array(times, np.float64), ways
-            postings, settings = part.postings, self.settings
-            arrays = postings.rows, postings.counts, postings.lengths, part.weights
-            numbers = self._mean, settings.k1, settings.b, settings.lower_bound
-            form = _FORMS.get(settings.variant, kernels.OKAPI)
-            compiled.add(scores, part.begin, bounds, *terms, *arrays, form, *numbers)
-        part.ways[places] = np.minimum(ways + 1, kernels.STORED)
+    def _add(self, part: _Part, wanted: list[_Wanted], scores: Scores) -> None:
+        """The scores of one part, with NumPy; on one core: its steps are so short that threads would wait in turn."""
+        scores[:, part.begin : part.begin + len(part.postings)] = 0.0
+        ways = part.ways_of(wanted)
+        for one, way in zip(wanted, ways.tolist(), strict=True):
+            self._add_one(part, one, way, scores[one.query, part.begin :])
+        part.asked_for(wanted, ways)
+
+    def _add_compiled(self, part: _Part, wanted: list[_Wanted], scores: Scores, compiled: kernels.Kernels) -> None:
+        """The scores of one part, by compiled loops; some of the rows on each core."""
+        queries, _, starts, stops, idfs, times = zip(*wanted, strict=True)
+        bounds = np.searchsorted(np.array(queries), np.arange(len(scores) + 1))
+        terms = np.array(starts), np.array(stops), np.array(idfs), np.array(times, np.float64)
+        ways = part.ways_of(wanted)
+        postings, settings = part.postings, self.settings
+        arrays = postings.rows, postings.counts, postings.lengths, part.weights
+        numbers = self._mean, settings.k1, settings.b, settings.lower_bound
+        form = _FORMS.get(settings.variant, kernels.OKAPI)
+
+        def add(rows: range) -> None:
+            compiled.add(scores, part.begin, rows.start, rows.stop, bounds, *terms, ways, *arrays, form, *numbers)
+
+        blocks = -(-len(postings) // kernels.ROWS)
+        alone = sum(one.stop - one.start for one in wanted) < _ALONE
+        count = 1 if alone else min(blocks, _PIECES * parallel.cores())
+        ends = [min(len(postings), kernels.ROWS * (blocks * piece // count)) for piece in range(count + 1)]
+        parallel.each(add, [range(*pair) for pair in pairwise(ends)])
+        part.asked_for(wanted, ways)
 
     def _add_one(self, part: _Part, one: _Wanted, way: int, scores: Scores) -> None:
         """Adds what one term contributes to one query in one part, with NumPy."""

@@ -29,6 +29,9 @@ TYPES: Mapping[str, np.dtype[np.generic]] = {name: np.dtype(name) for name in ("
 _STEPS = 127
 _BLOCK_BYTES = 1 << 20
 """Of a block as float32: it stays in the processor's cache between the conversion and the product."""
+_MANY_BYTES = 8 << 20
+"""The same for several queries: a product this large is worth the other threads that it wakes."""
+_HALF_SCALE = np.float32(2.0**112)
 _CHECK_ROWS = 4096
 _TOLERANCE = {"float32": 1e-3, "float16": 3e-3, "int8": 1e-3}
 """Of the squared length. Rounding to float16 changes each component by up to 1 in 2,048; int8 has its scale."""
@@ -129,7 +132,9 @@ class VectorRows:
         if self.kind == "float32":
             np.matmul(queries, self.values.T, out=out)
             return
-        size = max(64, _BLOCK_BYTES // (4 * max(self.dim, 1)))
+        if self.scales is None:
+            queries = queries * _HALF_SCALE
+        size = max(64, (_BLOCK_BYTES if len(queries) == 1 else _MANY_BYTES) // (4 * max(self.dim, 1)))
         wide = np.empty((min(size, len(self)), self.dim), np.float32)
         for start in range(0, len(self), size):
             block = self.values[start : start + size]
@@ -211,11 +216,11 @@ def _scales(whole: NDArray[np.int32]) -> Scales:
 
 
 def _widen_half(half: NDArray[np.generic], out: Vectors) -> None:
-    """float16 as float32, exactly; twice as fast as NumPy's conversion, which takes one number at a time.
+    """float16 as float32 divided by `_HALF_SCALE`, exactly; NumPy's own conversion takes eight times as long.
 
-    Sign, exponent and significand are moved to their places in a float32, whose exponent is then too small by 112.
+    Sign, exponent and significand are moved to their places in a float32, whose exponent is then too small by 112. What
+    it is multiplied with makes up for it: a power of 2 changes no rounding.
     """
     bits = out.view(np.int32)
     np.left_shift(half.view(np.int16), 13, out=bits, dtype=np.int32, casting="unsafe")
     np.bitwise_and(bits, np.int32(-0x70002000), out=bits)
-    np.multiply(out, np.float32(2.0**112), out=out)

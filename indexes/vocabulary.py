@@ -12,7 +12,7 @@ import numpy as np
 from indexes.errors import InvalidInput
 from indexes.strings import Strings
 
-_MOST_HEADS = 256
+_MOST_HEADS = 2048
 
 
 class Vocabulary(Strings):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -153,8 +152,18 @@ class Selection:
         }
 
 
-def channel_scores(hits: Hits, place: int, rescored: float | None) -> dict[str, float]:
-    """The scores of a hit by channel name; NaN and None stand for a channel that had nothing to say and is left out."""
-    scores = {"dense": hits.dense[place], "lexical": hits.lexical[place], "fused": hits.fused[place]}
-    found = {name: float(score) for name, score in scores.items() if not math.isnan(score)}
-    return found if rescored is None else {**found, "rerank": rescored}
+def channel_scores(hits: Hits, rescored: Sequence[float | None]) -> list[dict[str, float]]:
+    """The scores of every hit by channel name; NaN and None stand for what had nothing to say and is left out.
+
+    Args:
+        hits: The hits.
+        rescored: The reranker's own score of each.
+    """
+    columns = hits.dense.tolist(), hits.lexical.tolist(), hits.fused.tolist(), rescored
+    return [
+        {name: score for name, score in zip(_CHANNELS, row, strict=True) if score is not None and score == score}
+        for row in zip(*columns, strict=True)
+    ]
+
+
+_CHANNELS = ("dense", "lexical", "fused", "rerank")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +28,11 @@ from retriever.selection import Demonstration, Dropped, Selection, channel_score
 from retriever.snapshot import Snapshot
 
 _BLOCK_BYTES = 128 << 20
-_BYTES_PER_SCORE = 12
+_BYTES_PER_SCORE = 4
 MAX_BLOCK = 256
 """Queries that are embedded at once."""
+_TOGETHER = 64
+"""Queries whose examples are read together."""
 MOST_SHARED = 20_000
 """Rows that a shared block is chosen from, where the strategy compares them; of a larger pool a seeded sample."""
 
@@ -93,8 +96,11 @@ class Selector:
             vectors: The vectors of the queries' keys, shape (queries, dim), when they are known already.
         """
         recipe = self._filled(recipe)
-        for query, own, scores in self._scored(queries, recipe, vectors):
-            yield self._select_one(query, scores, recipe, own, self._check(query, recipe))
+        ranked = (
+            self._rank(one, recipe, self._check(one.query, recipe)) for one in self._scored(queries, recipe, vectors)
+        )
+        while some := list(islice(ranked, _TOGETHER)):
+            yield from self._told(some, recipe)
 
     def select_each(self, queries: Sequence[Example], recipes: Sequence[Recipe]) -> Iterator[tuple[Selection, ...]]:
         """For each of a few hundred queries its selection by each recipe, the same as `select` gives.
@@ -105,25 +111,28 @@ class Selector:
         filled = [self._filled(recipe) for recipe in recipes]
         alike: dict[str, list[int]] = {}
         for place, recipe in enumerate(filled):
-            # A lexical selection is scored without vectors, so that no strategy sees them either.
-            what = [asdict(recipe.filter), recipe.retrieve.mode == "lexical", _leaves_itself_out(recipe)]
+            # A lexical selection is scored without vectors, so that no strategy sees them either; and where a FAISS
+            # index proposes, a dense one without what the lexical channel proposes.
+            mode = recipe.retrieve.mode
+            scored_alike = mode if mode == "lexical" or self.snapshot.index.dense.ann is not None else ""
+            what = [asdict(recipe.filter), scored_alike, _leaves_itself_out(recipe)]
             alike.setdefault(json.dumps(what), []).append(place)
         groups = list(alike.values())
-        for scored in zip(*(self._scored(queries, filled[group[0]], None) for group in groups), strict=True):
+        for of_query in zip(*(self._scored(queries, filled[group[0]], None) for group in groups), strict=True):
             made: dict[int, Selection] = {}
             checks: dict[Guard, Check | None] = {}
-            for group, (query, own, scores) in zip(groups, scored, strict=True):
+            for group, one in zip(groups, of_query, strict=True):
                 for place in group:
                     recipe = filled[place]
                     if recipe.guard not in checks:
-                        checks[recipe.guard] = _remembered(self._check(query, recipe))
-                    made[place] = self._select_one(query, scores, recipe, own, checks[recipe.guard])
+                        checks[recipe.guard] = _remembered(self._check(one.query, recipe))
+                    [made[place]] = self._told([self._rank(one, recipe, checks[recipe.guard])], recipe)
             yield tuple(made[place] for place in range(len(filled)))
 
     def _scored(
         self, queries: Sequence[Example], recipe: Recipe, vectors: NDArray[np.float32] | None
-    ) -> Iterator[tuple[Example, int | None, ChannelScores]]:
-        """Each query, where it stands in the pool itself, and the scores of what the recipe lets it have."""
+    ) -> Iterator[_Scored]:
+        """The queries with the scores of what the recipe lets them have."""
         texts = [self.snapshot.key.text(query) for query in queries]
         terms = [self.snapshot.analyze(text) for text in texts]
         vectors = self._vectors(texts, terms, recipe, vectors)
@@ -137,8 +146,8 @@ class Selector:
                 self._filters.eligible(query, recipe.filter, [*excluded, *([] if at is None else [at])])
                 for query, at in zip(queries[block], own[block], strict=True)
             ]
-            scored = self.snapshot.index.score(given[block], masks)
-            yield from zip(queries[block], own[block], scored, strict=True)
+            scored = self.snapshot.index.score(given[block], masks, mode=recipe.retrieve.mode)
+            yield from map(_Scored, queries[block], own[block], scored)
 
     def _filled(self, recipe: Recipe) -> Recipe:
         """The recipe with the calibrated weight and every default filled in, so that what is stored says all."""
@@ -227,57 +236,45 @@ class Selector:
         candidates = Candidates(rows, np.zeros(len(rows)), reader)
         return rows[method.pick(candidates, part.k, settings).places]
 
-    def _select_one(
-        self, query: Example, scores: ChannelScores, recipe: Recipe, own: int | None, check: Check | None
-    ) -> Selection:
+    def _rank(self, one: _Scored, recipe: Recipe, check: Check | None) -> _Ranked:
         retrieve = recipe.retrieve
         assert retrieve.weight is not None
+        asked = one.scores.query
         ranked = rank(
             self.snapshot.index,
-            scores,
+            one.scores,
             recipe,
             fusion=Fusion(retrieve.mode, retrieve.weight, retrieve.rule, retrieve.rrf_k),
             lookup=Lookup(
-                _Reader(self.snapshot, self._rescorer, query, scores.query.vector, scores.query.terms),
+                _Reader(self.snapshot, self._rescorer, one.query, asked.vector, asked.terms),
                 self._named,
                 lambda part: self._shared_rows(part, recipe),
-                lambda rows: self._rescorer.scores(recipe.rerank, query, rows),
+                lambda rows: self._rescorer.scores(recipe.rerank, one.query, rows),
             ),
             check=check,
         )
-        left_out = [*sorted(ranked.blocked.items()), *sorted(ranked.barred.items())]
-        dropped = [*([] if own is None else [(own, "the query itself")]), *left_out]
-        examples = self.snapshot.examples([place for place, _ in dropped])
-        return Selection(
-            query,
-            self._demonstrations(ranked),
-            tuple(Dropped(example.id, reason) for example, (_, reason) in zip(examples, dropped, strict=True)),
-            len(scores.rows),
-            recipe,
-            self.snapshot.base.generation.name,
-            self.snapshot.revision.number,
-            _notes(scores, ranked, recipe),
-            None if ranked.open_variance is None else 1.0 - ranked.open_variance,
-        )
+        itself = [] if one.own is None else [(one.own, "the query itself")]
+        left_out = [*itself, *sorted(ranked.blocked.items()), *sorted(ranked.barred.items())]
+        return _Ranked(one.query, ranked, left_out, len(one.scores.rows), _notes(one.scores, ranked, recipe))
 
-    def _demonstrations(self, ranked: Ranked) -> tuple[Demonstration, ...]:
-        hits = ranked.hits
-        examples = self.snapshot.examples(hits.rows)
-        ids = {choice.row: example.id for choice, example in zip(ranked.choices, examples, strict=True)}
-        return tuple(
-            Demonstration(
-                example,
-                i + 1,
-                float(hits.fused[i]) if choice.relevance is None else choice.relevance,
-                channel_scores(hits, i, choice.rescored),
-                choice.origin,
-                choice.gain,
-                None if choice.against is None else ids[choice.against],
-                choice.shared,
-                choice.breaks,
+    def _told(self, some: Sequence[_Ranked], recipe: Recipe) -> Iterator[Selection]:
+        """The selections of some queries; their examples are read all at once, one that several have only once."""
+        wanted = dict.fromkeys(choice.row for one in some for choice in one.ranked.choices)
+        wanted.update(dict.fromkeys(row for one in some for row, _ in one.left_out))
+        examples = dict(zip(wanted, self.snapshot.examples(list(wanted)), strict=True))
+        for one in some:
+            open_variance = one.ranked.open_variance
+            yield Selection(
+                one.query,
+                _demonstrations(one.ranked, examples),
+                tuple(Dropped(examples[row].id, reason) for row, reason in one.left_out),
+                one.eligible,
+                recipe,
+                self.snapshot.base.generation.name,
+                self.snapshot.revision.number,
+                one.notes,
+                None if open_variance is None else 1.0 - open_variance,
             )
-            for i, (choice, example) in enumerate(zip(ranked.choices, examples, strict=True))
-        )
 
     def _check(self, query: Example, recipe: Recipe) -> Check | None:
         """The guard as a test of rows; None when it looks at nothing but the query's own id."""
@@ -285,6 +282,52 @@ class Selector:
         if guard.group is None and LEVELS.index(guard.level) <= LEVELS.index("self"):
             return None
         return lambda rows: [leak(query, example, guard) for example in self.snapshot.examples(rows)]
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """A query, where it stands in the pool itself if the guard is to leave it out, and its scores."""
+
+    query: Example
+    own: int | None
+    scores: ChannelScores
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """A query and what was chosen for it; without the scores of all rows, so that many may be held.
+
+    Attributes:
+        query: The query.
+        ranked: What was chosen.
+        left_out: Rows that were left out, each with the reason.
+        eligible: How many rows there were to choose from.
+        notes: What a reader should know.
+    """
+
+    query: Example
+    ranked: Ranked
+    left_out: Sequence[tuple[int, str]]
+    eligible: int
+    notes: tuple[str, ...]
+
+
+def _demonstrations(ranked: Ranked, examples: Mapping[int, Example]) -> tuple[Demonstration, ...]:
+    channels = channel_scores(ranked.hits, [choice.rescored for choice in ranked.choices])
+    return tuple(
+        Demonstration(
+            examples[choice.row],
+            place,
+            scores["fused"] if choice.relevance is None else choice.relevance,
+            scores,
+            choice.origin,
+            choice.gain,
+            None if choice.against is None else examples[choice.against].id,
+            choice.shared,
+            choice.breaks,
+        )
+        for place, (choice, scores) in enumerate(zip(ranked.choices, channels, strict=True), start=1)
+    )
 
 
 def _leaves_itself_out(recipe: Recipe) -> bool:

@@ -287,7 +287,18 @@ def test_a_hybrid_index_with_faiss_finds_the_exact_best_rows_of_a_small_pool(ann
     exact = HybridIndex(DenseIndex([Segment.of(POOL)]), BM25Index(postings))
     proposing = HybridIndex(DenseIndex([Segment.of(POOL)], ann), BM25Index(postings))
     for query in [Query(vector, ("w3", "w9")) for vector in QUERIES] + [Query(ZERO, ("w3",)), Query(QUERIES[0])]:
-        expected = exact.rank(exact.score([query], [eligible])[0], 8, fusion)
-        hits = proposing.rank(proposing.score([query], [eligible])[0], 8, fusion)
+        expected = exact.rank(next(exact.score([query], [eligible])), 8, fusion)
+        hits = proposing.rank(next(proposing.score([query], [eligible], mode=fusion.mode)), 8, fusion)
         assert len(hits.rows) == 8
         assert hits.rows.tolist() == expected.rows.tolist()
+        assert hits.lexical.tobytes() == expected.lexical.tobytes()
+
+
+def test_a_dense_search_with_faiss_scores_no_row_lexically_that_is_not_proposed(ann, monkeypatch):
+    postings = [Postings.from_documents([f"w{row % 7}"] for row in range(200))]
+    index = HybridIndex(DenseIndex([Segment.of(POOL)], ann), BM25Index(postings))
+    monkeypatch.setattr(index.lexical, "scores", lambda terms: pytest.fail("every row was scored"))
+    monkeypatch.setattr("indexes.hybrid.PROPOSALS", 20)
+    [scores] = index.score([Query(QUERIES[0], ("w3",))], mode="dense")
+    assert scores.rows.tolist() == index.dense.propose(QUERIES[0], 20, None).tolist()
+    assert ((scores.lexical > 0) == (scores.rows % 7 == 3)).all()

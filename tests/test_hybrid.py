@@ -9,7 +9,7 @@ from threadpoolctl import threadpool_limits
 from indexes.ann import AnnIndex
 from indexes.dense import DenseIndex, Segment, exact_scores
 from indexes.hybrid import Fusion, HybridIndex, Query
-from indexes.lexical import BM25Index
+from indexes.lexical import BM25, BM25Index
 from indexes.postings import Postings
 from indexes.vector_storage import VectorRows
 
@@ -65,7 +65,7 @@ def oracle(rows, query, mask, k, fusion):
 def test_rank_equals_the_oracle_and_describe_equals_rank(rows, query, fusion, k, data):
     mask = np.array(data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows))), dtype=bool)
     index = index_of(rows)
-    scores = index.score([query], [mask])[0]
+    scores = next(index.score([query], [mask]))
     hits = index.rank(scores, k, fusion)
     assert hits.rows.tolist() == oracle(rows, query, mask, k, fusion)
     assert (np.diff(hits.fused) <= 0).all()
@@ -74,11 +74,32 @@ def test_rank_equals_the_oracle_and_describe_equals_rank(rows, query, fusion, k,
         np.testing.assert_array_equal(getattr(again, name), getattr(hits, name))
     assert index.rank(scores, 3, fusion).rows.tolist() == index.rank(scores, 8, fusion).rows.tolist()[:3]
     alive = index_of(rows, mask)
-    assert alive.rank(alive.score([query])[0], k, fusion).rows.tolist() == hits.rows.tolist()
+    assert alive.rank(next(alive.score([query])), k, fusion).rows.tolist() == hits.rows.tolist()
+
+
+@given(st.integers(0, 2**32), st.sampled_from([0.1, 0.5, 0.9]), st.integers(1, 20))
+def test_scores_that_float32_cannot_tell_apart_are_told_apart(seed, weight, k):
+    # Cosines a millionth apart, and BM25 scores below 0, as okapi gives where nearly every text has nearly every term.
+    rng = np.random.default_rng(seed)
+    vectors = np.repeat(PALETTE[:1], 300, axis=0) + rng.normal(scale=1e-6, size=(300, DIM)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    documents = [["a"] * int(n) + ["b"] for n in rng.integers(1, 4, 300)]
+    documents[7] = ["c"]
+    lexical = BM25Index([Postings.from_documents(documents)], BM25("okapi", epsilon=float(rng.integers(0, 3))))
+    index, query = HybridIndex(DenseIndex([Segment.of(vectors)]), lexical), Query(PALETTE[2], ("a", "b"))
+    [scores] = index.score([query])
+    dense, terms = exact_scores(vectors, query.vector), lexical.scores(query.terms)
+    a = (dense + 1) / (dense.max() + 1)
+    b = terms / terms.max() if terms.max() > 0 else 0 * terms
+    fused = weight * a + (1 - weight) * b
+    wanted = sorted(range(300), key=lambda row: (-fused[row], row))[:k]
+    assert index.rank(scores, k, Fusion(weight=weight)).rows.tolist() == wanted
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_query_alone_in_a_block_or_on_more_threads_has_the_same_hits(threads):
+@pytest.mark.parametrize("together", [1, 3, 100])
+def test_a_query_alone_in_a_block_or_on_more_threads_has_the_same_hits(threads, together, monkeypatch):
+    monkeypatch.setattr("indexes.hybrid._LEXICAL_BYTES", together * 8 * 2000)
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(2000, 48)).astype(np.float32)
     vectors[1000:] = vectors[:1000]
@@ -87,17 +108,17 @@ def test_a_query_alone_in_a_block_or_on_more_threads_has_the_same_hits(threads):
     index = HybridIndex(DenseIndex([Segment.of(vectors)]), BM25Index([Postings.from_documents(terms)]))
     block = [Query(vectors[row], (str(row % 7),)) for row in range(20)]
     with threadpool_limits(1):
-        alone = [index.rank(index.score([query])[0], 8, Fusion()) for query in block]
+        alone = [index.rank(next(index.score([query])), 8, Fusion()) for query in block]
     with threadpool_limits(threads):
-        together = [index.rank(scores, 8, Fusion()) for scores in index.score(block)]
-    for a, b in zip(alone, together, strict=True):
+        in_block = [index.rank(scores, 8, Fusion()) for scores in index.score(block)]
+    for a, b in zip(alone, in_block, strict=True):
         assert (a.rows.tolist(), a.fused.tolist()) == (b.rows.tolist(), b.fused.tolist())
 
 
 def test_a_filter_that_lets_nothing_through_a_faiss_index_gives_no_hits():
     dense = DenseIndex([Segment.of(PALETTE[:3])], AnnIndex.build("HNSW16", VectorRows(PALETTE[:3])))
     index = HybridIndex(dense, BM25Index([Postings.from_documents([["a"]] * 3)]))
-    scores = index.score([Query(PALETTE[0], ("a",))], [np.zeros(3, dtype=bool)])[0]
+    scores = next(index.score([Query(PALETTE[0], ("a",))], [np.zeros(3, dtype=bool)]))
     assert len(index.rank(scores, 2, Fusion())) == 0
 
 

@@ -89,7 +89,7 @@ def many():
     def draw(count):
         return [[f"t{n}" for n in random.zipf(1.3, random.integers(0, 9)) if n < 400] for _ in range(count)]
 
-    return Postings.from_documents(draw(3 * kernels._ROWS + 17)), draw(12)
+    return Postings.from_documents(draw(3 * kernels.ROWS + 17)), draw(12)
 
 
 def three_times(many, loader):
@@ -152,6 +152,25 @@ def test_what_is_asked_for_once_is_not_kept(many, loader):
         ways.append(int(index._parts[0].ways[number]))
         index.scores(["t9"])
     assert ways == [kernels.UNKNOWN, kernels.SEEN, kernels.STORED, kernels.STORED]
+
+
+def test_weights_that_two_threads_have_not_stored_are_not_read(many, loader, monkeypatch):
+    postings, _ = many
+    index = BM25Index([postings])
+    wanted = index.scores(["t9"])
+    fresh = BM25Index([postings])
+
+    def beside(part, one, way, scores):  # another thread asks for the term while this one does
+        monkeypatch.setattr(fresh, "_add_one", add_fresh)
+        fresh.scores(["t9"])
+        add_fresh(part, one, way, scores)
+
+    add_fresh = fresh._add_one
+    fresh._parts[0].weights.fill(np.nan)
+    monkeypatch.setattr(fresh, "_add_one", beside)
+    assert np.array_equal(fresh.scores(["t9"]), wanted)
+    assert fresh._parts[0].ways[postings.find("t9")[0]] == kernels.SEEN
+    assert np.array_equal(fresh.scores(["t9"]), wanted)
 
 
 @needs_numba

@@ -58,6 +58,17 @@ def brute(documents, query, variant, k1=1.5, b=0.75, delta=None):
     return scores
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@given(documents=corpora, query=queries, data=st.data())
+def test_the_scores_of_some_rows_have_the_bits_of_those_of_all(variant, documents, query, data):
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(documents)), max_size=2)))
+    removed = {row: documents[row] for row in data.draw(st.sets(st.integers(0, len(documents) - 1)))}
+    segments = [Postings.from_documents(documents[a:b]) for a, b in pairwise([0, *cuts, len(documents)])]
+    index = BM25Index(segments, BM25(variant), removed)
+    rows = np.array(sorted(data.draw(st.sets(st.integers(0, len(documents) - 1)))), dtype=np.int64)
+    assert index.scores_of(rows, query).tobytes() == index.scores(query)[rows].tobytes()
+
+
 def test_one_small_corpus_computed_by_hand():
     # Four documents of 3, 2, 1 and 2 terms (mean 2); "cat" is in two of them, so its lucene idf is ln(1 + 2.5/2.5).
     documents = [["cat", "sat", "mat"], ["cat", "cat"], ["dog"], ["dog", "ran"]]

@@ -13,6 +13,7 @@ from support import build, embed
 from retriever import BadRow, Example, IndexSettings, Recipe, Retriever, Template
 from retriever.embedders.base import unit_rows
 from retriever.errors import BadRows, IndexMissing, InvalidInput, TemplateError
+from retriever.pool import Pool
 from retriever.prompting import load_counter
 from retriever.selector import MAX_BLOCK, Selector
 
@@ -255,6 +256,14 @@ class TestMany:
         selections = with_block(4).select_many(endless(), k=1)
         assert [next(selections).query.input for _ in range(3)] == ["card 1", "card 2", "card 3"]
         assert len(taken) == MAX_BLOCK
+
+    def test_the_examples_of_many_queries_are_read_together_and_once(self, index, monkeypatch):
+        reads, fetch = [], Pool.fetch
+        monkeypatch.setattr(Pool, "fetch", lambda pool, rows: (reads.append(list(rows)), fetch(pool, rows))[1])
+        selections = list(index.select_many(QUERIES, k=3))
+        assert sum(map(len, selections)) > 3
+        [rows] = reads
+        assert len(rows) == len({name for selection in selections for name in selection.ids})
 
     def test_no_queries_give_no_selections(self, index):
         assert list(index.select_many([])) == []

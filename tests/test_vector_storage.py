@@ -132,11 +132,11 @@ def test_the_best_are_those_of_a_full_sort_however_many_queries_are_asked_at_onc
     lexical = BM25Index([Postings.from_documents([()] * len(POOL))])
     index = HybridIndex(DenseIndex([Segment.of(POOL, kind)]), lexical)
     queries = [Query(vector) for vector in QUERIES]
-    together = index.score(queries)
+    together = list(index.score(queries))
     for query, several in zip(queries, together, strict=True):
         expected = exact_scores(stood_for, query.vector)
         order = np.lexsort((EVERYTHING, -expected))[:20]
-        for scores in (several, index.score([query])[0]):
+        for scores in (several, next(index.score([query]))):
             hits = index.rank(scores, 20, Fusion("dense"))
             assert hits.rows.tolist() == order.tolist()
             assert hits.dense.tobytes() == expected[order].tobytes()

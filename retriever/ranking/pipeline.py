@@ -8,6 +8,7 @@ rank fusion, where every row above another counts, ranks are those before the gu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
@@ -125,7 +126,7 @@ def rank(
     chosen = np.array([choice.row for choice in choices], dtype=np.int64)
     # A copy of the query that the guard meets must not set the scale, whoever chose.
     guarded.settle()
-    hits = index.describe(guarded.scores, chosen, fusion)
+    hits = guarded.describe(chosen)
     left = {row: why for row, why in barred.items() if row not in chosen}
     return Ranked(tuple(map(ranking.told, choices)), hits, guarded.blocked, part.open_variance, left, part.unmet)
 
@@ -153,7 +154,7 @@ def _pick(
 ) -> _Picked:
     """The choices of one part. Constraints bind what a strategy chooses for a query, and count what came before."""
     free = part.shared or part.strategy == "fixed" or recipe.constraints.idle
-    everything = rows if free else np.concatenate([taken, rows])
+    everything = rows if free or not len(taken) else np.concatenate([taken, rows])
     candidates = ranking.candidates(everything, lookup.reader)
     method, settings = strategy(part.strategy), part.settings()
     count = adaptive.before(_falling(candidates)[len(everything) - len(rows) :], count)
@@ -197,22 +198,27 @@ def _rows_for(part: Part, count: int, ranking: _Ranking, lookup: Lookup, recipe:
         shuffle = None if seeded is None else _shuffle(guarded.index, recipe.select.seed, seeded)
         # What is chosen already may be among the best; as many more keep the strategy's view of the others whole.
         rows = ranking.first(min(depth + len(taken), len(guarded.index)), shuffle) if depth else taken[:0]
-        rows = rows[~np.isin(rows, taken)][:depth]
-    return rows[~np.isin(rows, taken)]
+        return _without(rows, taken)[:depth]
+    return _without(rows, taken)
+
+
+def _without(rows: Rows, taken: Rows) -> Rows:
+    return rows[~np.isin(rows, taken)] if len(taken) else rows
 
 
 def _choices(made: Constrained, rows: Rows, part: Part) -> list[Choice]:
     picked = made.picks
+    numbers = rows[picked.places].tolist(), picked.gains.tolist(), picked.against.tolist()
     return [
         Choice(
-            int(rows[place]),
+            row,
             part.strategy,
-            float(gain) if np.isfinite(gain) else None,
+            gain if math.isfinite(gain) else None,
             None if against == NONE else int(rows[against]),
             part.shared,
             breaks,
         )
-        for place, gain, against, breaks in zip(picked.places, picked.gains, picked.against, made.breaks, strict=True)
+        for row, gain, against, breaks in zip(*numbers, made.breaks, strict=True)
     ]
 
 
@@ -242,27 +248,25 @@ class _Ranking:
         if len(new_rows):
             self._rescored.update(zip(new_rows.tolist(), self._rescore(new_rows).tolist(), strict=True))
         scores = np.array([self._rescored[row] for row in rows[:depth].tolist()], dtype=np.float64)
-        new = rerank(rows, self._fused(rows), scores, self._settings.weight)
+        new = rerank(rows, self.guarded.describe(rows).fused, scores, self._settings.weight)
         rows = rows[new.places]
         self._relevance.update(zip(rows.tolist(), new.relevance.tolist(), strict=True))
         return rows[:count]
 
     def candidates(self, rows: Rows, reader: Reader) -> Candidates:
         """Rows with their relevance. Beside those that a reranker has seen, others are worth the least."""
-        fused = self._fused(rows)
-        if not any(row in self._relevance for row in rows.tolist()):
-            return Candidates(rows, fused, reader)
+        hits = self.guarded.describe(rows)
+        cosines = hits.dense if self.guarded.scores.dense_speaks else None
+        if not self._relevance or not any(row in self._relevance for row in rows.tolist()):
+            return Candidates(rows, hits.fused, reader, cosines=cosines)
         relevance = np.array([self._relevance.get(row, UNSEEN) for row in rows.tolist()], dtype=np.float64)
-        return Candidates(rows, relevance, reader, fused)
+        return Candidates(rows, relevance, reader, hits.fused, cosines)
 
     def told(self, choice: Choice) -> Choice:
         """The choice with what the reranker says of it, if it is within the reranker's depth."""
         if choice.row not in self._rescored:
             return choice
         return replace(choice, relevance=self._relevance[choice.row], rescored=self._rescored[choice.row])
-
-    def _fused(self, rows: Rows) -> Reals:
-        return self.guarded.index.describe(self.guarded.scores, rows, self.guarded.fusion).fused
 
 
 def _falling(candidates: Candidates) -> Reals:
@@ -280,6 +284,19 @@ class _Guarded:
         self.check = check
         self.blocked: dict[int, str] = {}
         self._cleared: set[int] = set()
+        self._best_hits: Hits | None = None  # by the scores as they are now
+
+    def describe(self, rows: Rows) -> Hits:
+        """The scores of rows; those that `first` has ranked already are not worked out again."""
+        known = self._best_hits
+        if known is not None:
+            if np.array_equal(rows, known.rows):
+                return known
+            place_of = {row: place for place, row in enumerate(known.rows.tolist())}
+            places = [place_of.get(row, -1) for row in rows.tolist()]
+            if -1 not in places:
+                return known.take(np.array(places, dtype=np.int64))
+        return self.index.describe(self.scores, rows, self.fusion)
 
     def passing(self, rows: Rows) -> Rows:
         """The rows among these that are eligible and that the guard lets pass."""
@@ -300,8 +317,8 @@ class _Guarded:
             pass
 
     def _best(self, count: int) -> Rows:
-        rows = self.index.rank(self.scores, count + len(self.blocked), self.fusion).rows
-        return self._unblocked(rows)[:count]
+        self._best_hits = self.index.rank(self.scores, count + len(self.blocked), self.fusion)
+        return self._unblocked(self._best_hits.rows)[:count]
 
     def _shuffled(self, shuffle: Rows) -> Rows:
         here = np.zeros(len(self.index), dtype=np.bool_)
@@ -328,5 +345,5 @@ class _Guarded:
         if reasons and self.fusion.rule != "rrf":
             keep = np.ones(len(self.index), dtype=np.bool_)
             keep[list(reasons)] = False
-            self.scores = self.scores.restricted(keep)
+            self.scores, self._best_hits = self.scores.restricted(keep), None
         return bool(reasons)

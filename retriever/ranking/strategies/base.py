@@ -53,14 +53,23 @@ class Candidates:
         relevance: Fused scores, or what a reranker made of them, float64, shape (m,).
         reader: Where more about them is read, when it is asked for.
         fused: Fused scores where the relevance is a reranker's; None where it is not.
+        cosines: Cosines to the query where they are known; None to have the reader work them out.
     """
 
-    def __init__(self, rows: Integers, relevance: Reals, reader: Reader, fused: Reals | None = None) -> None:
+    def __init__(
+        self,
+        rows: Integers,
+        relevance: Reals,
+        reader: Reader,
+        fused: Reals | None = None,
+        cosines: Reals | None = None,
+    ) -> None:
         self.rows = rows
         self.relevance = relevance
         self.reader = reader
         self.fused = relevance if fused is None else fused
         self.reranked = fused is not None
+        self._known_cosines = cosines
 
     def __len__(self) -> int:
         """How many there are."""
@@ -69,7 +78,7 @@ class Candidates:
     @cached_property
     def cosines(self) -> Reals:
         """Cosines to the query, float64, shape (m,)."""
-        return self.reader.cosines(self.rows)
+        return self.reader.cosines(self.rows) if self._known_cosines is None else self._known_cosines
 
     @cached_property
     def vectors(self) -> NDArray[np.float32]:

@@ -60,18 +60,21 @@ def mmr(
     places, gains, against = [], [], []
     likest = np.full(len(grid), -np.inf)
     rival = np.full(len(grid), NONE)
+    relevant = weight * value
+    picked = np.zeros(len(grid))  # infinite for those
     gain = value
     for _ in range(min(k, len(grid))):
         place = first_best(gain)
         places.append(place)
-        gains.append(float(gain[place] if len(places) > 1 else weight * value[place]))
+        gains.append(float(gain[place] if len(places) > 1 else relevant[place]))
         against.append(int(rival[place]) if weight < 1.0 else NONE)
+        picked[place] = np.inf
         cosines = grid @ grid[place]
         liker = cosines > likest
-        likest[liker] = cosines[liker]
-        rival[liker] = place
-        gain = weight * value - (1.0 - weight) * likest
-        gain[places] = -np.inf
+        np.copyto(rival, place, where=liker)
+        np.maximum(likest, cosines, out=likest)
+        gain = relevant - (1.0 - weight) * likest
+        gain -= picked
     return picks(places, gains, against)
 
 
