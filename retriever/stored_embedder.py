@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +52,7 @@ class StoredEmbedder:
 
     @property
     def source(self) -> EmbedderSettings:
-        """The settings it is loaded from.
+        """The settings it is loaded from, for queries and additions: in float32, whatever the pool was embedded in.
 
         Raises:
             Incompatible: It was an object of the caller's, or is an endpoint that the caller has not named.
@@ -63,7 +63,7 @@ class StoredEmbedder:
                 f"the index was built with {self.name}, which only its owner can bring",
                 fix="pass the same object: Retriever.open(path, embedder=...)",
             )
-        wanted = EmbedderSettings(**settings)
+        wanted = replace(EmbedderSettings(**settings), precision=None)
         if wanted.base_url is not None and wanted.base_url != os.environ.get("OPENAI_BASE_URL"):
             # An index may come from anybody; the key in the environment goes to no address that only an index names.
             raise Incompatible(

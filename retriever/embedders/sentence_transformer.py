@@ -51,6 +51,7 @@ class SentenceTransformerEmbedder:
         prompts: Put before queries and examples by the caller of `encode`.
         dim: Components of a vector.
         model: The model itself, in evaluation mode.
+        engine: What an index says ran it: `torch`, or `torch-bfloat16`.
     """
 
     engine = "torch"
@@ -144,6 +145,15 @@ class SentenceTransformerEmbedder:
             for rows, encoded in zip(batches, run_batches(self._ids_forward, asked, on_cpu=on_cpu), strict=True):
                 vectors[rows] = encoded
         return unit_rows(vectors)
+
+    def round_to_bfloat16(self) -> None:
+        """From now on the transformer computes in bfloat16; pooling and what follows stay in float32."""
+        import torch
+
+        transformer = self.model[0]
+        transformer.model.to(torch.bfloat16)
+        transformer.register_forward_hook(_states_as_float32)
+        self.engine = "torch-bfloat16"
 
     @property
     def tokenizer_json(self) -> str:
@@ -296,6 +306,10 @@ def default_prompts(name: str, declared: Mapping[str, str], default_name: str | 
     if not (query or example) and _E5.search(last):
         return Prompts(_E5_INSTRUCTION) if "instruct" in last.lower() else Prompts("query: ", "query: ")
     return Prompts(query, example)
+
+
+def _states_as_float32(module: object, given: object, output: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {**output, "token_embeddings": output["token_embeddings"].float()}
 
 
 def _only_pools(model: SentenceTransformer) -> bool:
