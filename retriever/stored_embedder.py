@@ -26,6 +26,7 @@ from retriever.embedders import (
     is_tuned,
     prompts_of,
 )
+from retriever.embedders.sentence_transformer import ROUNDED
 from retriever.errors import Incompatible, IndexCorrupt
 
 _EMBEDDER_FILE = "embedder_"
@@ -71,6 +72,11 @@ class StoredEmbedder:
                 fix=f"set OPENAI_BASE_URL={wanted.base_url} if it is to be trusted, or pass embedder=",
             )
         return wanted
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether the pool was embedded in less precision than queries and additions are."""
+        return self.manifest["engine"] == ROUNDED
 
     @property
     def is_fitted(self) -> bool:

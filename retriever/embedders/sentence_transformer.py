@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+ROUNDED = "torch-bfloat16"
+"""The engine of a model whose weights were rounded."""
+
 _TEXTS_PER_TOKENIZATION = 256
 _E5 = re.compile(r"(?:^|[-_/])e5(?:[-_]|$)", re.IGNORECASE)
 # The task that the authors of the instruction-tuned E5 models name for comparing like with like.
@@ -153,7 +156,7 @@ class SentenceTransformerEmbedder:
         transformer = self.model[0]
         transformer.model.to(torch.bfloat16)
         transformer.register_forward_hook(_states_as_float32)
-        self.engine = "torch-bfloat16"
+        self.engine = ROUNDED
 
     @property
     def tokenizer_json(self) -> str:
