@@ -167,5 +167,7 @@ def test_settings_that_do_not_go_together_are_refused(settings, message):
 def test_it_is_measured_on_a_pool_or_not_used(folder):
     with pytest.raises(InvalidInput, match="precision 'bfloat16' without a pool to measure it on"):
         load_embedder(EmbedderSettings(str(folder), precision="bfloat16"), note=fail)
+    with pytest.raises(InvalidInput, match="precision 'bfloat16' without a pool to measure it on"):
+        load_embedder(EmbedderSettings("auto", precision="bfloat16"), note=fail)
     with pytest.raises(InvalidInput, match="'latent' does not use precision"):
         load_embedder(EmbedderSettings("latent", precision="bfloat16"), note=fail, pool_texts=lambda: POOL)

@@ -105,20 +105,15 @@ def load_embedder(
             f"embedder {settings.name!r}, which only a Python object can be", fix="pass the same object as embedder="
         )
     _only(settings, _ALL - {"base_url"})
-    if settings.precision == "bfloat16":
+    if settings.precision == "bfloat16" and pool_texts is not None:
         return _in_bfloat16(settings, note, pool_texts)
     return _model(settings, note, pool_texts)
 
 
 def _in_bfloat16(
-    settings: EmbedderSettings, note: Callable[[str], None], pool_texts: Callable[[], Iterable[str]] | None
+    settings: EmbedderSettings, note: Callable[[str], None], pool_texts: Callable[[], Iterable[str]]
 ) -> Embedder:
     """The model in bfloat16; where that is not to be had, as it is without the setting, and a line that says why."""
-    if pool_texts is None:
-        raise InvalidInput(
-            "precision 'bfloat16' without a pool to measure it on",
-            fix="build an index with it; queries and additions are embedded in float32",
-        )
     exact = replace(settings, precision=None)
     model = _model(replace(exact, engine="torch", device="cpu"), note, pool_texts)
     if not isinstance(model, SentenceTransformerEmbedder):
