@@ -189,10 +189,9 @@ def test_the_session_that_was_faster_of_late_is_used_and_the_other_tried_now_and
     sessions._second.result()
     assert ask(29) == (0, 29)
     assert ask(32) == (1, 31)  # the 32nd call goes to the slower one
-    two.seconds = 20.0  # another program has come: 2 + 18 / 4 = 6.5, more than 4
-    assert ask(32) == (31, 1)
-    two.seconds = 1.0  # it has gone: 6.5, and at every 32nd call 5.1, 4.1 and 3.3, less than 4
-    assert ask(64) == (62, 2)
+    two.seconds = 20.0  # another program has come: each run counts as 1.5 times the mean; 2.5, 3.1, 3.9, 4.9 > 4
+    assert ask(32) == (28, 4)
+    two.seconds = 1.0  # it has gone: the 96th call finds (4.9 + 1) / 2 < 4
     assert ask(32) == (0, 32)
 
 

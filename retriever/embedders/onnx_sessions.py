@@ -35,8 +35,8 @@ _TRY_OTHER = 32
 """Every so many batches alone, the session that was slower is tried again."""
 _READING = 32
 """Reading the weights takes about as long as the arithmetic of so many tokens."""
-_NEWEST = 0.25
-"""What the last time counts in the mean."""
+_NEWEST, _MOST = 0.5, 1.5
+"""What the last time counts in the mean, and how many times that mean it counts as at most: one stall says little."""
 
 
 class Sessions:
@@ -101,7 +101,7 @@ class Sessions:
 
     def _note(self, which: int, seconds: float) -> None:
         known = self._pace[which]
-        self._pace[which] = known + _NEWEST * (seconds - known) if known else seconds
+        self._pace[which] = known + _NEWEST * (min(seconds, _MOST * known) - known) if known else seconds
 
     def _open_second(self) -> InferenceSession:
         self._check()
