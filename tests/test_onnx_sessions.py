@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +20,7 @@ from retriever.embedders.onnx_engine import MODEL, STATES, OnnxEmbedder
 from retriever.embedders.onnx_sessions import Sessions, cores, open_session
 from tests.support import fail
 
+ROOT = Path(__file__).parent.parent
 WORDS = ["my", "card", "has", "not", "arrived", "where", "is", "the", "transfer", "i", "a", "refund", "xylophone"]
 MANY = [" ".join(WORDS[(i * j) % 13] for j in range(1, 1 + i % 60)) or "a" for i in range(1, 200)]
 
@@ -149,6 +153,29 @@ def test_who_comes_while_another_batch_is_alone_does_not_wait_for_it(folder, ope
         thread.start()
         thread.join(60)
     assert seen == [expected]
+
+
+FORKING = """
+import os, sys
+from retriever.embedders import EmbedderSettings, load_embedder, onnx_sessions
+
+onnx_sessions._OFTEN, onnx_sessions.cores = 2, lambda: 2
+embedder = load_embedder(EmbedderSettings(sys.argv[1]), note=print)
+expected = embedder.encode(["my card"]).tobytes()
+embedder.encode(["my card"])
+embedder._sessions._second.result()
+child = os.fork()
+same = all(embedder.encode(["my card"]).tobytes() == expected for _ in range(5))
+opened = embedder._sessions._second.result() is not None
+ended = not child or os.waitpid(child, 0)[1] == 0
+sys.exit(0 if same and opened and ended else 1)
+"""
+
+
+def test_a_child_has_sessions_of_its_own_and_ends(folder):
+    # Without the care that is taken the child waits for ever for threads that only its parent has.
+    done = subprocess.run([sys.executable, "-c", FORKING, str(folder)], timeout=120, cwd=ROOT, check=False)
+    assert done.returncode == 0
 
 
 class Timed:

@@ -18,9 +18,10 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,9 @@ _READING = 32
 """Reading the weights takes about as long as the arithmetic of so many tokens."""
 _NEWEST, _MOST = 0.5, 1.5
 """What the last time counts in the mean, and how many times that mean it counts as at most: one stall says little."""
+
+
+_ALL: WeakSet[Sessions] = WeakSet()
 
 
 class Sessions:
@@ -58,6 +62,7 @@ class Sessions:
         self._pace = [0.0, 0.0]
         self._asked = 0
         self._alone = threading.Lock()
+        _ALL.add(self)
 
     def run(self, given: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
         """The output for one of many batches, on the thread of the caller."""
@@ -103,9 +108,34 @@ class Sessions:
         known = self._pace[which]
         self._pace[which] = known + _NEWEST * (min(seconds, _MOST * known) - known) if known else seconds
 
+    def before_fork(self) -> None:
+        """Closes the second session: a child would not have its threads, and would wait for them when it ends."""
+        with self._alone:
+            if self._second is not None:
+                wait([self._second])
+            self._second, self._pace, self._asked = None, [0.0, 0.0], 0
+
+    def after_fork(self) -> None:
+        """In a child; the thread that held the lock may not be there."""
+        self._alone = threading.Lock()
+
     def _open_second(self) -> InferenceSession:
         self._check()
         return open_session(self._path, _THREADS)
+
+
+def _before_fork() -> None:
+    for sessions in list(_ALL):
+        sessions.before_fork()
+
+
+def _after_fork() -> None:
+    for sessions in list(_ALL):
+        sessions.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
 
 
 def open_session(path: Path, threads: int) -> InferenceSession:
