@@ -282,8 +282,8 @@ def embedder(settings: EmbedderSettings, texts: Sequence[str] = ()) -> Callable[
 def query_rows(size: Size, folder: Path) -> Iterator[Row]:
     """Sentences one right after the other, and after a rest, when the model has left the processor's caches.
 
-    Ours has had its turns before the peer is loaded: where torch computes in the same process, a second thread gains
-    nothing, and no process embeds its queries twice.
+    Ours has had its turns before the peer is loaded: after torch has computed in the same process, a second thread was
+    seen to gain nothing, and a process that embeds by ONNX Runtime does not import torch.
     """
     texts = synthetic.sentences(size.queries * size.repeats)
     ways = {"after another": True, "after a rest": False}
