@@ -70,6 +70,7 @@ _WHERE = (
 _WHEN = "yesterday|today|again|twice|early|tonight|tomorrow|alone"
 SENTENCE_TOKENS = 13
 """Tokens of a sentence for a model of BERT's vocabulary: eleven words and the two marks around them."""
+PARAGRAPH_TOKENS = 57
 
 
 def texts(count: int, *, words: int = 12, seed: int = 0) -> list[str]:
@@ -116,6 +117,12 @@ def sentences(count: int, *, seed: int = 0) -> list[str]:
     chosen = np.random.default_rng(seed).choice(int(np.prod(sizes)), size=count, replace=False)
     places = zip(*(one.tolist() for one in np.unravel_index(chosen, sizes)), strict=True)
     return [" ".join(slot[i] for slot, i in zip(slots, row, strict=True)) for row in places]
+
+
+def paragraphs(count: int) -> list[str]:
+    """English texts, all different, each of five sentences, `PARAGRAPH_TOKENS` tokens."""
+    lines = sentences(5 * count, seed=1)
+    return [" ".join(lines[start : start + 5]) for start in range(0, len(lines), 5)]
 
 
 def tokenized(count: int, seed: int = 0) -> list[list[str]]:
@@ -289,13 +296,3 @@ def sbert() -> Callable[[list[str]], Vectors]:
     logging.disable_progress_bar()
     loaded = SentenceTransformer(model(), device="cpu")
     return lambda texts: loaded.encode(texts, show_progress_bar=False)
-
-
-def overlap(first: Vectors, second: Vectors, k: int) -> float:
-    """The share of every row's k nearest others that are the same by two embeddings of the same texts."""
-    nearest = []
-    for vectors in (first, second):
-        cosines = vectors @ vectors.T
-        np.fill_diagonal(cosines, -np.inf)
-        nearest.append(np.argsort(-cosines, axis=1, kind="stable")[:, :k])
-    return float(np.mean([len(np.intersect1d(*pair)) / k for pair in zip(*nearest, strict=True)]))

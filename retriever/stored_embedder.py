@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from retriever.embedders import (
     is_tuned,
     prompts_of,
 )
+from retriever.embedders.sentence_transformer import ROUNDED
 from retriever.errors import Incompatible, IndexCorrupt
 
 _EMBEDDER_FILE = "embedder_"
@@ -52,7 +53,7 @@ class StoredEmbedder:
 
     @property
     def source(self) -> EmbedderSettings:
-        """The settings it is loaded from.
+        """The settings it is loaded from, for queries and additions: in float32, whatever the pool was embedded in.
 
         Raises:
             Incompatible: It was an object of the caller's, or is an endpoint that the caller has not named.
@@ -63,7 +64,7 @@ class StoredEmbedder:
                 f"the index was built with {self.name}, which only its owner can bring",
                 fix="pass the same object: Retriever.open(path, embedder=...)",
             )
-        wanted = EmbedderSettings(**settings)
+        wanted = replace(EmbedderSettings(**settings), precision=None)
         if wanted.base_url is not None and wanted.base_url != os.environ.get("OPENAI_BASE_URL"):
             # An index may come from anybody; the key in the environment goes to no address that only an index names.
             raise Incompatible(
@@ -71,6 +72,11 @@ class StoredEmbedder:
                 fix=f"set OPENAI_BASE_URL={wanted.base_url} if it is to be trusted, or pass embedder=",
             )
         return wanted
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether the pool was embedded in less precision than queries and additions are."""
+        return self.manifest["engine"] == ROUNDED
 
     @property
     def is_fitted(self) -> bool:

@@ -149,7 +149,7 @@ def build_index(
     *,
     log: BadRowLog,
     tell: Told,
-) -> Embedder:
+) -> Embedder | None:
     """Builds an index, or replaces what one holds; a reader sees the old examples until the new ones are all there.
 
     Args:
@@ -160,7 +160,8 @@ def build_index(
         tell: Who is told what.
 
     Returns:
-        The embedder.
+        What embeds queries; None where it is to be loaded as the index says, since the pool was embedded in less
+        precision.
 
     Raises:
         InvalidInput: There is an index and `overwrite` is off, the directory holds something else, or the build is
@@ -183,7 +184,7 @@ def _build(
     settings: BuildSettings,
     log: BadRowLog,
     tell: Told,
-) -> Embedder:
+) -> Embedder | None:
     generations.collect(session.root, session.current)
     examples = _usable(read(log), log, strict=settings.strict, most=settings.max_rows)
     revision = session.pool.stage(examples, session.revision, replace=session.current is not None)
@@ -217,7 +218,7 @@ def _build(
         tell.note("the index was adapted to the examples that it had: adapt it again (retriever adapt)")
     for line in published.notes():
         tell.note(line)
-    return embedder
+    return None if about.is_rounded else embedder
 
 
 def _is_adapted(session: Session) -> bool:

@@ -62,6 +62,9 @@ def test_sentences_are_seeded_all_different_and_of_one_length():
     assert sentences == synthetic.sentences(500)
     assert len(set(sentences)) == 500
     assert {len(sentence.split()) for sentence in sentences} == {synthetic.SENTENCE_TOKENS - 2}
+    paragraphs = synthetic.paragraphs(100)
+    assert len(set(paragraphs)) == 100
+    assert {len(paragraph.split()) for paragraph in paragraphs} == {synthetic.PARAGRAPH_TOKENS - 2}
 
 
 def test_callers_take_turns_in_an_order_that_is_reversed_every_time():
@@ -113,14 +116,6 @@ def test_ratio_and_verdicts_are_of_medians():
     assert [line.strip() for line in lines[4:]] == ["same rows: met", "same scores: missed", "for the reader"]
 
 
-def test_overlap_counts_the_neighbours_that_two_embeddings_share():
-    angles = np.radians([0.0, 10.0, 30.0, 70.0])
-    line = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    # Nearest others: 1 0 1 2; with the last two rows exchanged: 1 0 3 1.
-    assert synthetic.overlap(line, line, 1) == 1.0
-    assert synthetic.overlap(line, line[[0, 1, 3, 2]], 1) == 0.5
-
-
 def test_the_product_in_numpy_gives_the_best_rows_in_order():
     vectors = np.eye(4, dtype=np.float32)
     query = np.array([0.1, 0.9, 0.4, 0.0], np.float32)
@@ -152,7 +147,7 @@ def test_the_table_names_every_work_and_what_is_not_installed(capsys, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("rows", "sizes", "timed"), [(search.query_rows, [1] * 20, [6, 6]), (search.pool_rows, [60] * 3, [2])]
+    ("rows", "sizes", "timed"), [(search.query_rows, [1] * 70, [6, 6]), (search.pool_rows, [60] * 3 + [15] * 3, [2, 2])]
 )
 def test_embedding_is_timed_with_whatever_the_default_is(monkeypatch, tmp_path, rows, sizes, timed):
     asked = []
@@ -164,7 +159,9 @@ def test_embedding_is_timed_with_whatever_the_default_is(monkeypatch, tmp_path, 
             asked.append(len(texts))
             return synthetic.Embedder(16)(texts)
 
-    monkeypatch.setattr(search, "load_embedder", lambda name, note: Default())
+    monkeypatch.setattr(search, "load_embedder", lambda settings, note, pool_texts: Default())
+    monkeypatch.setattr(search, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(search, "OPENED", 0.0)
     assert [len(row.times["ours"]) for row in rows(SMALL, tmp_path)] == timed
     assert asked == sizes
 

@@ -133,7 +133,7 @@ def test_the_same_pool_gives_the_same_bytes_for_any_batch_and_number_of_threads(
     before = {name: part.tobytes() for name, part in fitted(folder).state().items()}
     for file in cache.glob("*.tokens"):
         file.unlink()
-    monkeypatch.setattr("retriever.embedders.onnx_engine._cores", lambda: 1)
+    monkeypatch.setattr("retriever.embedders.onnx_engine.cores", lambda: 1)
     after = fitted(folder, pool=POOL[::-1], batch_size=5)
     assert {name: part.tobytes() for name, part in after.state().items()} == before
     together = after.encode(TEXTS)

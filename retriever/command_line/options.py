@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Mode = Literal["hybrid", "dense", "lexical"]
 Guard = Literal["off", "self", "exact", "normalised", "near"]
 Engine = Literal["onnx", "torch"]
+Precision = Literal["float32", "bfloat16"]
 AdaptKind = Literal["linear", "low-rank", "per-dimension"]
 Curate = Literal["votek", "kcenter", "facility", "dpp", "cluster"]
 OrderBy = Literal["best-last", "best-first", "edges", "random", "complexity", "label-interleaved"]
@@ -101,6 +102,7 @@ EMBEDDER: Mapping[str, object] = {
     "query_prompt": _option(str | None, "--query-prompt", help="Put before queries.", panel=_MODEL),
     "example_prompt": _option(str | None, "--example-prompt", help="Put before examples.", panel=_MODEL),
     "engine": _option(Engine | None, "--engine", help="What runs it (onnx where it can).", panel=_MODEL),
+    "precision": _option(Precision | None, "--precision", help="bfloat16: a pool in less time.", panel=_MODEL),
     "device": _option(str | None, "--device", help="cpu, cuda:0 and the like.", panel=_MODEL),
 }
 FIELDS: Mapping[str, object] = {

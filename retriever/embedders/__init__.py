@@ -18,6 +18,7 @@ from retriever.embedders.base import (
     prompts_of,
     same_space,
 )
+from retriever.embedders.bfloat16 import why_not_in_bfloat16
 from retriever.embedders.function import FunctionEmbedder, qualified_name
 from retriever.embedders.latent_semantic import LatentSemanticEmbedder
 from retriever.embedders.openai_compatible import OpenAIEmbedder
@@ -75,12 +76,12 @@ def load_embedder(
 
     Args:
         wanted: What to load.
-        note: Called with one line when `auto` falls back to the latent-semantic embedder.
-        pool_texts: Gives the texts that an embedder is fitted on; None: it must not be needed.
+        note: Called with one line when `auto` falls back to the latent-semantic embedder, or bfloat16 to float32.
+        pool_texts: Gives the texts that an embedder is fitted or measured on; None: it must not be needed.
 
     Raises:
-        InvalidInput: A setting that the family does not use, a name that stands for an object, `latent` or
-            `static:NAME` without a pool, or an object that is no embedder.
+        InvalidInput: A setting that the family does not use, a name that stands for an object, `latent`,
+            `static:NAME` or bfloat16 without a pool, or an object that is no embedder.
         EmbedderError: The model cannot be loaded, or is not the one it claims to be.
         MissingDependency: An optional package is missing.
     """
@@ -104,6 +105,30 @@ def load_embedder(
             f"embedder {settings.name!r}, which only a Python object can be", fix="pass the same object as embedder="
         )
     _only(settings, _ALL - {"base_url"})
+    if settings.precision == "bfloat16" and pool_texts is not None:
+        return _in_bfloat16(settings, note, pool_texts)
+    return _model(settings, note, pool_texts)
+
+
+def _in_bfloat16(
+    settings: EmbedderSettings, note: Callable[[str], None], pool_texts: Callable[[], Iterable[str]]
+) -> Embedder:
+    """The model in bfloat16; where that is not to be had, as it is without the setting, and a line that says why."""
+    exact = replace(settings, precision=None)
+    model = _model(replace(exact, engine="torch", device="cpu"), note, pool_texts)
+    if not isinstance(model, SentenceTransformerEmbedder):
+        return model  # what stands in for it has been told
+    why = why_not_in_bfloat16(model, pool_texts())
+    if why is None:
+        return model
+    note(f"{model.name} is run in float32: {why}")
+    return _model(exact, note, pool_texts)
+
+
+def _model(
+    settings: EmbedderSettings, note: Callable[[str], None], pool_texts: Callable[[], Iterable[str]] | None
+) -> Embedder:
+    """A sentence-transformers model, in float32."""
     if settings.name == "auto":
         return _mini_lm(settings, note, pool_texts)
     if settings.name.removeprefix("sentence-transformers/") == MINI_LM:

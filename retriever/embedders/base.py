@@ -31,6 +31,7 @@ _BLOCK = 8192
 
 
 ENGINES = ("onnx", "torch")
+PRECISIONS = ("float32", "bfloat16")
 
 
 class Embedder(Protocol):
@@ -109,10 +110,12 @@ class EmbedderSettings:
         batch_size: Texts encoded at once; None: 32 for a local model, 256 for an endpoint.
         engine: What runs a sentence-transformers model: `torch`, or `onnx` on the CPU, for which it is exported once
             and then starts at once; None: `onnx` where the model allows it and there is no accelerator.
+        precision: `bfloat16`: a pool is embedded by torch in bfloat16 where the processor has it and little of what is
+            found changes, see `retriever.embedders.bfloat16`; queries and additions are not. None: `float32`.
 
     Raises:
-        InvalidInput: The name is empty, the batch size is below 1, the engine is unknown or does not run on the device,
-            or the URL holds credentials or a query.
+        InvalidInput: The name is empty, the batch size is below 1, the engine or the precision is unknown or does not
+            run on the device, or the URL holds credentials or a query.
     """
 
     name: str = "auto"
@@ -123,6 +126,7 @@ class EmbedderSettings:
     revision: str | None = None
     batch_size: int | None = None
     engine: str | None = None
+    precision: str | None = None
 
     def __post_init__(self) -> None:
         if not self.name.strip():
@@ -133,6 +137,13 @@ class EmbedderSettings:
             raise InvalidInput(f"engine {self.engine!r}", expected=f"one of {', '.join(ENGINES)}")
         if self.engine == "onnx" and self.device not in (None, "cpu"):
             raise InvalidInput(f"engine 'onnx' on {self.device}", expected="device cpu, or the engine torch")
+        if self.precision not in (None, *PRECISIONS):
+            raise InvalidInput(f"precision {self.precision!r}", expected=f"one of {', '.join(PRECISIONS)}")
+        if self.precision == "bfloat16" and (self.engine == "onnx" or self.device not in (None, "cpu")):
+            raise InvalidInput(
+                f"precision 'bfloat16' with {'engine onnx' if self.engine == 'onnx' else self.device}",
+                expected="the engine torch on device cpu",
+            )
         if self.base_url is not None:
             check_url(self.base_url)
 

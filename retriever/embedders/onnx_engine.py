@@ -6,20 +6,20 @@ A model is exported once (`retriever.embedders.onnx_export`) into a folder that 
     tokenizer.json   of the tokenizers library, truncation included
     export.json      what makes a vector of the states, and the SHA-256 of the other two
 
-The bytes of a row depend on its text alone: only texts of equal token count share a batch, so nothing is padded; each
-batch runs on one thread, and as many at once as there are cores, which is also faster than to split each product; and
-ONNX Runtime adds up each row of a product in the same order whatever stands beside it (tested).
+The bytes of a row depend on its text alone: only texts of equal token count share a batch, so nothing is padded; and
+ONNX Runtime adds up each number of a product in the same order whatever stands beside it and however many threads share
+the work (tested). `retriever.embedders.onnx_sessions` says how many do.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -28,11 +28,11 @@ from numpy.typing import NDArray
 
 from indexes.late_interaction import TokenVectors
 from retriever.embedders.base import EmbedderSettings, Prompts, Vectors, first_line, unit_rows
+from retriever.embedders.onnx_sessions import Sessions, cores
 from retriever.embedders.torch_models import batches_of
 from retriever.errors import EmbedderError
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
     from tokenizers import Tokenizer
 
 Result = TypeVar("Result")
@@ -97,15 +97,13 @@ class OnnxEmbedder:
     engine = "onnxruntime"
     has_tokens = True
 
-    def __init__(
-        self, about: Export, session: InferenceSession, tokenizer: Tokenizer, settings: EmbedderSettings
-    ) -> None:
+    def __init__(self, about: Export, sessions: Sessions, tokenizer: Tokenizer, settings: EmbedderSettings) -> None:
         """Wraps what was loaded; see `open`."""
         self.name = about.name
         self.dim = self.token_dim = about.dim
         self.prompts = settings.prompts(Prompts(about.query_prompt, about.example_prompt))
         self._about = about
-        self._session = session
+        self._sessions = sessions
         self._tokenizer = tokenizer
         self._batch_size = settings.batch_size or _BATCH
         self._tokenizing = threading.Lock()
@@ -123,14 +121,15 @@ class OnnxEmbedder:
         """
         about = Export.read(folder)
         with ThreadPoolExecutor(1) as checking:
-            checked = checking.submit(_check_files, folder, about)
+            check = partial(_check_files, folder, about)
+            checked = checking.submit(check)
             try:
-                session, tokenizer = _session(folder / MODEL), _tokenizer(folder / TOKENIZER)
+                sessions, tokenizer = Sessions(folder / MODEL, STATES, check), _tokenizer(folder / TOKENIZER)
             except Exception as error:
                 checked.result()  # if a file is damaged, that is the reason
                 raise EmbedderError(f"{folder}: {type(error).__name__}: {first_line(error)}") from error
             checked.result()
-        return cls(about, session, tokenizer, settings)
+        return cls(about, sessions, tokenizer, settings)
 
     def encode(self, texts: list[str]) -> Vectors:
         """One row per text, (n, dim) float32, of unit length; all zero when the model gives no direction."""
@@ -175,32 +174,36 @@ class OnnxEmbedder:
             return [np.array(one.ids, dtype=np.int64) for one in self._tokenizer.encode_batch(list(texts))]
 
     def _run(
-        self, forward: Callable[[NDArray[np.int64]], Result], tokens: Sequence[NDArray[np.int64]]
+        self,
+        of_states: Callable[[NDArray[np.int64], NDArray[np.float32]], Result],
+        tokens: Sequence[NDArray[np.int64]],
     ) -> Iterator[tuple[NDArray[np.intp], Result]]:
-        """Batch by batch the places of its texts, and what `forward` makes of their token ids, shape (n, t)."""
+        """Batch by batch the places of its texts, and what is made of their token ids (n, t) and states (n, t, dim)."""
         batches = batches_of(np.array([len(ids) for ids in tokens], dtype=np.int64), self._batch_size)
         asked = [np.stack([tokens[row] for row in rows.tolist()]) for rows in batches]
+        run = self._sessions.run if len(batches) > 1 else self._sessions.run_alone
+
+        def forward(ids: NDArray[np.int64]) -> Result:
+            return of_states(ids, run(self._given(ids)))
+
         if len(batches) < 2:
             yield from zip(batches, map(forward, asked), strict=True)
             return
-        with ThreadPoolExecutor(min(_cores(), len(batches))) as workers:
+        with ThreadPoolExecutor(min(cores(), len(batches))) as workers:
             yield from zip(batches, workers.map(forward, asked), strict=True)
 
-    def _states(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The states of the tokens, shape (n, t, dim)."""
+    def _given(self, ids: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+        """The inputs of the transformer for texts of equal token count, which need no padding."""
         given = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-        states: NDArray[np.float32]
-        [states] = self._session.run([STATES], {name: given[name] for name in self._about.inputs})
-        return states
+        return {name: given[name] for name in self._about.inputs}
 
-    def _pooled(self, ids: NDArray[np.int64]) -> NDArray[np.floating]:
+    def _pooled(self, ids: NDArray[np.int64], states: NDArray[np.float32]) -> NDArray[np.floating]:
         """One vector for each text, shape (n, dim), not of unit length."""
-        states = self._states(ids)
         return states[:, 0] if self._about.pooling == "cls" else states.mean(axis=1, dtype=np.float64)
 
-    def _matrices(self, ids: NDArray[np.int64]) -> list[Vectors]:
+    def _matrices(self, ids: NDArray[np.int64], states: NDArray[np.float32]) -> list[Vectors]:
         """For each text the unit vectors of its tokens."""
-        return [unit_rows(own[kept]) for kept, own in zip(self._kept(ids), self._states(ids), strict=True)]
+        return [unit_rows(own[kept]) for kept, own in zip(self._kept(ids), states, strict=True)]
 
 
 def _check_files(folder: Path, about: Export) -> None:
@@ -212,23 +215,6 @@ def _check_files(folder: Path, about: Export) -> None:
             raise EmbedderError(f"{folder / name}: {error.strerror}", fix=f"remove {folder}") from error
         if seen != about.files.get(name):
             raise EmbedderError(f"{folder / name} is damaged", expected="the content that was exported")
-
-
-def _session(path: Path) -> InferenceSession:
-    # From the moment it is imported it would note every run in the user's cache, and send the notes to its maker.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime
-
-    onnxruntime.disable_telemetry_events()  # where somebody else has imported it before
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def _cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _tokenizer(path: Path) -> Tokenizer:

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+ROUNDED = "torch-bfloat16"
+"""The engine of a model whose weights were rounded."""
+
 _TEXTS_PER_TOKENIZATION = 256
 _E5 = re.compile(r"(?:^|[-_/])e5(?:[-_]|$)", re.IGNORECASE)
 # The task that the authors of the instruction-tuned E5 models name for comparing like with like.
@@ -51,6 +54,7 @@ class SentenceTransformerEmbedder:
         prompts: Put before queries and examples by the caller of `encode`.
         dim: Components of a vector.
         model: The model itself, in evaluation mode.
+        engine: What an index says ran it: `torch`, or `torch-bfloat16`.
     """
 
     engine = "torch"
@@ -144,6 +148,15 @@ class SentenceTransformerEmbedder:
             for rows, encoded in zip(batches, run_batches(self._ids_forward, asked, on_cpu=on_cpu), strict=True):
                 vectors[rows] = encoded
         return unit_rows(vectors)
+
+    def round_to_bfloat16(self) -> None:
+        """From now on the transformer computes in bfloat16; pooling and what follows stay in float32."""
+        import torch
+
+        transformer = self.model[0]
+        transformer.model.to(torch.bfloat16)
+        transformer.register_forward_hook(_states_as_float32)
+        self.engine = ROUNDED
 
     @property
     def tokenizer_json(self) -> str:
@@ -296,6 +309,10 @@ def default_prompts(name: str, declared: Mapping[str, str], default_name: str | 
     if not (query or example) and _E5.search(last):
         return Prompts(_E5_INSTRUCTION) if "instruct" in last.lower() else Prompts("query: ", "query: ")
     return Prompts(query, example)
+
+
+def _states_as_float32(module: object, given: object, output: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {**output, "token_embeddings": output["token_embeddings"].float()}
 
 
 def _only_pools(model: SentenceTransformer) -> bool:

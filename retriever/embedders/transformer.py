@@ -25,7 +25,7 @@ from retriever.embedders.packaged import NAME as MINI_LM
 from retriever.embedders.packaged import SHA256, packaged_folder
 from retriever.embedders.sentence_transformer import SentenceTransformerEmbedder
 from retriever.embedders.torch_models import ORGANISATION, hub_folder, model_folder
-from retriever.errors import EmbedderError
+from retriever.errors import EmbedderError, InvalidInput
 
 _DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
 
@@ -66,7 +66,9 @@ def load_transformer(
     Raises:
         EmbedderError: The model cannot be had, is damaged, or needs code of its own; or it cannot be exported and the
             settings ask for `onnx`.
+        InvalidInput: The settings ask for bfloat16, which is decided by a pool, see `load_embedder`.
     """
+    _refuse_rounding(settings)
     if settings.engine == "torch" or (settings.engine is None and _on_accelerator(settings)):
         return _by_torch(settings, packaged=packaged, origin=origin)
     why = missing_packages()
@@ -97,6 +99,14 @@ def load_transformer(
         raise EmbedderError(f"model {model.name} cannot be run by ONNX Runtime: {why}", fix="leave the engine out")
     note(f"{model.name} is run by torch, which takes seconds to start: {why}")
     return model
+
+
+def _refuse_rounding(settings: EmbedderSettings) -> None:
+    if settings.precision == "bfloat16":
+        raise InvalidInput(
+            "precision 'bfloat16' without a pool to measure it on",
+            fix="build an index with it; queries and additions are embedded in float32",
+        )
 
 
 def _on_accelerator(settings: EmbedderSettings) -> bool:
