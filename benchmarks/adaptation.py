@@ -56,9 +56,9 @@ def measure(data: DataSet, path: Path, options: argparse.Namespace) -> list[dict
         log = list(logged(index, users, options.log)) if options.log else None
         started = time.perf_counter()
         if options.full:
-            found = index.fine_tune(FinetuneSettings(examples=options.examples), feedback=log)
+            found = index.fine_tune(FinetuneSettings(examples=options.examples), source=log)
         else:
-            found = index.adapt(kind=options.kind, feedback=log)
+            found = index.adapt(kind=options.kind, source=log)
         took = time.perf_counter() - started
         after = answers(index, data.queries, k) if found.kept else before
         return [
