@@ -199,7 +199,7 @@ def test_where_the_pool_says_nothing_the_fusion_weight_stays_and_the_log_alone_j
     bare = [{"id": f"e{n}", "input": f"word{n}"} for n in range(120)]
     with build(bare, tmp_path / "i", embedder=embed, output=None, note=lambda line: None) as index:
         fusion = index.info()["fusion"]
-        found = index.adapt(feedback=scored(index))
+        found = index.adapt(source=scored(index))
         assert found.kept and [one.metric for one in found.compared] == [
             "dense, logged nDCG@8",
             "hybrid, logged nDCG@8",
@@ -212,7 +212,7 @@ def test_scores_of_which_few_differ_are_judged_by_those(tmp_path):
         lines = scored(index, 130)
         same = [{**line, "scores": dict.fromkeys(line["scores"], 1.0)} for line in lines[90:]]
         more = [{"query": f"word{n}", "scores": dict.fromkeys(shown(index, n), 0.0)} for n in range(7000, 7200)]
-        found = index.adapt(feedback=[*lines[:90], *same, *more])
+        found = index.adapt(source=[*lines[:90], *same, *more])
         assert found.examples == 90 and found.compared[0].metric == "dense, logged nDCG@8"
 
 
