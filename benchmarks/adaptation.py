@@ -1,6 +1,6 @@
 """What `retriever adapt` changes, on data sets whose answers are known: dense and calibrated hybrid, before and after.
 
-    python benchmarks/adaptation.py DATA... [--queries 500] [--k 8] [--kind linear] [--index-dir DIR] [--json OUT]
+    python benchmarks/adaptation.py DATA... [--queries 500] [--k 8] [--kind linear] [--from SOURCE] [--index-dir DIR]
     python benchmarks/adaptation.py DATA... --full [--examples 1500]
     python benchmarks/adaptation.py DATA... --log scores|prompts [--logged 1000]
 
@@ -10,9 +10,10 @@ examples are taken out of the pool and asked as queries, with the 8 demonstratio
 is right when it has the query's label (`scores`); or the whole prompt is, with the share of the right ones as its
 chance (`prompts`). Labels of the pool then only guard. No language model is called.
 
-Metrics as in `benchmarks/quality.py`; label overlap is the mean Jaccard index of the labels of a demonstration and the
-query. The promise is that none marked * falls by more than 0.005: P@k where each query has one label, else best
-overlap, and the overlap of several labels as well.
+Metrics as in `benchmarks/quality.py`; best pairs is best overlap with pairs of neighbouring tokens among the tokens;
+label overlap is the mean Jaccard index of the labels of a demonstration and the query. The promise is that none marked
+* falls by more than 0.005: P@k where each query has one label, else best overlap, and the overlap of several labels as
+well.
 """
 
 from __future__ import annotations
@@ -34,10 +35,12 @@ from quality import TOLERANCE, DataSet, machine, read_data_set
 
 from retriever import Retriever
 from retriever.adaptation.learner import KINDS
+from retriever.adaptation.supervision import SOURCES, output_features
 from retriever.adaptation.training import FinetuneSettings
-from retriever.evaluation.metrics import best_overlap, mean_overlap, output_tokens, precision
+from retriever.evaluation.metrics import mean_overlap, output_tokens, precision
 from retriever.example import Example, Json
 from retriever.formats import BadRowLog, read_examples
+from retriever.ranking.guard import jaccard
 from retriever.ranking.seeding import permutation
 from retriever.selection import Selection
 
@@ -56,9 +59,9 @@ def measure(data: DataSet, path: Path, options: argparse.Namespace) -> list[dict
         log = list(logged(index, users, options.log)) if options.log else None
         started = time.perf_counter()
         if options.full:
-            found = index.fine_tune(FinetuneSettings(examples=options.examples), feedback=log)
+            found = index.fine_tune(FinetuneSettings(examples=options.examples), source=log or options.source)
         else:
-            found = index.adapt(kind=options.kind, feedback=log)
+            found = index.adapt(kind=options.kind, source=log or options.source)
         took = time.perf_counter() - started
         after = answers(index, data.queries, k) if found.kept else before
         return [
@@ -103,20 +106,20 @@ def values(chosen: Sequence[Selection]) -> dict[str, float]:
     """The mean of each metric that the queries can be judged by."""
     labelled = [(s.query.labels, [d.example.labels for d in s]) for s in chosen if s.query.labels]
     single = all(len(labels) == 1 for labels, _ in labelled)
-    written = [
-        (output_tokens(s.query.output_text), [output_tokens(d.example.output_text) for d in s])
-        for s in chosen
-        if output_tokens(s.query.output_text)
-    ]
     found = {}
     if labelled:
         found["P@k *" if single else "P@k"] = fmean(precision(*pair) for pair in labelled)
     if labelled and not single:
         found["label overlap *"] = fmean(mean_overlap(*pair) for pair in labelled)
-    if written:
-        found["best overlap" if labelled and single else "best overlap *"] = fmean(
-            best_overlap(*pair) for pair in written
-        )
+    starred = "best overlap" if labelled and single else "best overlap *"
+    for name, features in {starred: output_tokens, "best pairs": output_features}.items():
+        written = [
+            (own, [features(d.example.output_text) for d in s])
+            for s in chosen
+            if (own := features(s.query.output_text))
+        ]
+        if written:
+            found[name] = fmean(max((jaccard(own, other) for other in others), default=0.0) for own, others in written)
     return found
 
 
@@ -126,6 +129,7 @@ def main() -> None:
     parser.add_argument("data", nargs="+", type=Path, metavar="DATA", help="folder of a data set")
     parser.add_argument("--queries", type=int, default=500, help="the most queries of each data set (500)")
     parser.add_argument("--k", type=int, default=8, help="demonstrations (8)")
+    parser.add_argument("--from", dest="source", choices=SOURCES, help="what of the pool is learned from")
     parser.add_argument("--kind", choices=KINDS, default="linear", help="form of the map (linear)")
     parser.add_argument("--full", action="store_true", help="fine-tune the model instead of learning a map")
     parser.add_argument("--examples", type=int, default=1500, help="queries of an epoch, with --full (1500)")

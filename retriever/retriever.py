@@ -33,8 +33,7 @@ from retriever.settings import IndexSettings
 from retriever.snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from retriever.adaptation.adapt import Adapted
-    from retriever.adaptation.feedback import Feedback
+    from retriever.adaptation.adapt import Adapted, Teacher
     from retriever.adaptation.training import FinetuneSettings
 
 QueryLike: TypeAlias = "str | Mapping[str, Json] | Example"
@@ -538,7 +537,7 @@ class Retriever:
         self,
         *,
         kind: str = "linear",
-        feedback: Source | None = None,
+        source: Source | None = None,
         strict: bool = False,
         on_bad: Callable[[BadRow], None] | None = None,
         progress: Progress = _silent,
@@ -552,15 +551,17 @@ class Retriever:
 
         Args:
             kind: `linear`, `low-rank` or `per-dimension`; see `LearnerSettings`.
-            feedback: Outcomes to learn from instead of the pool; see `retriever.adaptation.feedback`. What they say of
-                examples that are not in the pool is left out, and told.
+            source: What says that examples are alike. Of the pool `labels`, `outputs`, `templates` of outputs or
+                `embeddings` of outputs; None for labels when they repeat and differ, else outputs. Anything else is a
+                log of outcomes, see `retriever.adaptation.feedback`: what it says of examples that are not in the pool
+                is left out, and told.
             strict: Whether a bad line of the log is an error; otherwise bad lines are set aside and told.
             on_bad: Called with each line that was set aside.
             progress: Told how far the work is.
 
         Raises:
-            InvalidInput: The kind is unknown, the pool has neither labels nor outputs that differ, or the log cannot be
-                read or says nothing of the pool.
+            InvalidInput: The kind is unknown, the pool has not what is to be learned from, or the log cannot be read or
+                says nothing of the pool.
             BadRows: A bad line under `strict`.
             IndexLocked: Another process is writing.
             StorageError: The operating system refuses; `OutOfSpace` when the disk has no room.
@@ -570,13 +571,13 @@ class Retriever:
 
         settings = LearnerSettings(kind)
         self.refresh()
-        return adapt_index(self._live, settings, self._log(feedback, strict=strict, on_bad=on_bad), progress)
+        return adapt_index(self._live, settings, self._teacher(source, strict=strict, on_bad=on_bad), progress)
 
     def fine_tune(
         self,
         settings: FinetuneSettings | None = None,
         *,
-        feedback: Source | None = None,
+        source: Source | None = None,
         strict: bool = False,
         on_bad: Callable[[BadRow], None] | None = None,
         progress: Progress = _silent,
@@ -590,7 +591,7 @@ class Retriever:
 
         Args:
             settings: How; default `FinetuneSettings()`.
-            feedback: As for `adapt`.
+            source: As for `adapt`.
             strict: As for `adapt`.
             on_bad: As for `adapt`.
             progress: Told how far the work is.
@@ -607,14 +608,16 @@ class Retriever:
         from retriever.adaptation.training import FinetuneSettings
 
         self.refresh()
-        log = self._log(feedback, strict=strict, on_bad=on_bad)
-        return fine_tune_index(self._live, settings or FinetuneSettings(), log, progress, self._note)
+        teacher = self._teacher(source, strict=strict, on_bad=on_bad)
+        return fine_tune_index(self._live, settings or FinetuneSettings(), teacher, progress, self._note)
 
-    def _log(self, source: Source | None, *, strict: bool, on_bad: Callable[[BadRow], None] | None) -> Feedback | None:
-        """A log of outcomes, what cannot be used of it told."""
-        if source is None:
-            return None
+    def _teacher(self, source: Source | None, *, strict: bool, on_bad: Callable[[BadRow], None] | None) -> Teacher:
+        """What of the pool, or a log of outcomes, what cannot be used of it told."""
         from retriever.adaptation.feedback import known_ids, read_feedback
+        from retriever.adaptation.supervision import SOURCES
+
+        if source is None or (isinstance(source, str) and source in SOURCES):
+            return source
 
         log = read_feedback(
             source,

@@ -28,6 +28,8 @@ from retriever.query_encoder import QueryEncoder
 from retriever.snapshot import Snapshot
 
 Progress: TypeAlias = Callable[[str, int, int], None]
+Teacher: TypeAlias = Feedback | str | None
+"""What says what is alike: a log, one of `SOURCES` of the pool, or None for its labels, else its outputs."""
 
 FEWEST = 30
 """Examples or queries that a verdict needs at least."""
@@ -42,7 +44,7 @@ class Supervision(Protocol):
 
     @property
     def source(self) -> str:
-        """`labels`, `outputs` or `feedback`."""
+        """One of `SOURCES`, or `feedback`."""
 
     @property
     def items(self) -> NDArray[np.int64]:
@@ -87,7 +89,7 @@ class Adapted:
     Attributes:
         kept: Whether the index has the map now.
         reason: Why, or why not.
-        source: What was learned from: `labels`, `outputs` or `feedback`.
+        source: What was learned from: one of `SOURCES`, or `feedback`.
         examples: How many examples that was, or queries of feedback.
         compared: What the map changes on held-out examples.
         share: How far from the identity toward the learned map the one that was judged goes.
@@ -119,26 +121,26 @@ class Adapted:
         }
 
 
-def supervision_of(snapshot: Snapshot, encoder: QueryEncoder, feedback: Feedback | None) -> Supervision:
+def supervision_of(snapshot: Snapshot, encoder: QueryEncoder, teacher: Teacher) -> Supervision:
     """What is learned from: the pool itself, or a log.
 
     Args:
         snapshot: The view of the index.
         encoder: Embeds queries, where they are embedded in another way than examples.
-        feedback: The log; None for the pool.
+        teacher: A log, or what of the pool.
 
     Raises:
-        InvalidInput: The pool has neither labels nor outputs that differ, or the log says nothing of its examples.
+        InvalidInput: The pool has not what is to be learned from, or the log says nothing of its examples.
     """
-    if feedback is None:
-        return PoolSupervision.of(Sample.of(snapshot, encoder))
-    places, _ = known_ids(feedback, snapshot.places_of)
+    if not isinstance(teacher, Feedback):
+        return PoolSupervision.of(Sample.of(snapshot, encoder), teacher, encoder.examples)
+    places, _ = known_ids(teacher, snapshot.places_of)
     sample = Sample.of(snapshot, encoder, np.array(sorted(places.values()), dtype=np.int64))
     rows = {identity: int(np.searchsorted(sample.places, place)) for identity, place in places.items()}
-    evidence = evidence_of(feedback, rows, snapshot.key.text)
+    evidence = evidence_of(teacher, rows, snapshot.key.text)
     if not any(one.credit.any() for one in evidence.queries):
         raise InvalidInput(
-            f"{feedback.name} prefers no example of the pool to another",
+            f"{teacher.name} prefers no example of the pool to another",
             expected="outcomes that differ, of demonstrations that are in the pool",
         )
     return LogSupervision(sample, evidence, _fusion(snapshot))
@@ -149,7 +151,7 @@ def adapt(
     encoder: QueryEncoder,
     settings: LearnerSettings,
     progress: Progress,
-    feedback: Feedback | None = None,
+    teacher: Teacher = None,
 ) -> Adapted:
     """Learns which examples are alike, from the examples themselves or from a log.
 
@@ -158,12 +160,12 @@ def adapt(
         encoder: Embeds queries, where they are embedded in another way than examples.
         settings: How the map is learned.
         progress: Told how far the work is.
-        feedback: The log; None for the pool.
+        teacher: A log, or what of the pool; see there.
 
     Raises:
         InvalidInput: As `supervision_of`.
     """
-    supervision = supervision_of(snapshot, encoder, feedback)
+    supervision = supervision_of(snapshot, encoder, teacher)
     items = supervision.items
     if len(items) < FEWEST:
         return Adapted(False, too_few(supervision), supervision.source, len(items))
@@ -174,7 +176,7 @@ def adapt(
     )
     if matrix is None:
         return found
-    about = {**about_learned(supervision, verdict, feedback), "settings": asdict(settings)}
+    about = {**about_learned(supervision, verdict, teacher), "settings": asdict(settings)}
     return replace(
         found,
         adaptation=Adaptation.learned(matrix, about),
@@ -199,11 +201,11 @@ def _judged(
     return verdict, toward_identity(learn_from(supervision.items), verdict.share) if verdict.kept else None
 
 
-def about_learned(supervision: Supervision, verdict: Verdict, feedback: Feedback | None) -> dict[str, Json]:
+def about_learned(supervision: Supervision, verdict: Verdict, teacher: Teacher) -> dict[str, Json]:
     """What the manifest says of what was learned, but for how."""
     log: dict[str, Json] = {}
-    if feedback is not None:
-        log = {"log": {"name": feedback.name, "lines": len(feedback.lines), "sha256": feedback.digest}}
+    if isinstance(teacher, Feedback):
+        log = {"log": {"name": teacher.name, "lines": len(teacher.lines), "sha256": teacher.digest}}
     return {
         "source": supervision.source,
         "examples": len(supervision.items),

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from retriever import writing
-from retriever.adaptation.adapt import Adapted, Progress, Tuned, adapt
-from retriever.adaptation.feedback import Feedback
+from retriever.adaptation.adapt import Adapted, Progress, Teacher, Tuned, adapt
 from retriever.adaptation.full import adapt_fully
 from retriever.adaptation.learner import LearnerSettings
 from retriever.adaptation.training import FinetuneSettings
@@ -21,11 +20,11 @@ from retriever.stored_embedder import StoredEmbedder
 Note = Callable[[str], None]
 
 
-def adapt_index(live: LiveIndex, settings: LearnerSettings, feedback: Feedback | None, progress: Progress) -> Adapted:
+def adapt_index(live: LiveIndex, settings: LearnerSettings, teacher: Teacher, progress: Progress) -> Adapted:
     """Learns a map and publishes it where it helps; see `Retriever.adapt`."""
     # Learning takes a while: others may write meanwhile. A map fits whatever examples there are by then.
     embedder = live.encoder.stored.manifest
-    found = adapt(live.snapshot, live.encoder, settings, progress, feedback)
+    found = adapt(live.snapshot, live.encoder, settings, progress, teacher)
     if found.adaptation is not None:
         with live.session() as session:
             _check_same(live, embedder)
@@ -34,11 +33,11 @@ def adapt_index(live: LiveIndex, settings: LearnerSettings, feedback: Feedback |
 
 
 def fine_tune_index(
-    live: LiveIndex, settings: FinetuneSettings, feedback: Feedback | None, progress: Progress, note: Note
+    live: LiveIndex, settings: FinetuneSettings, teacher: Teacher, progress: Progress, note: Note
 ) -> Adapted:
     """Fine-tunes the model and embeds the pool with it where that helps; see `Retriever.fine_tune`."""
     before = live.encoder.stored
-    found = adapt_fully(live.snapshot, live.encoder, settings, progress, note, feedback)
+    found = adapt_fully(live.snapshot, live.encoder, settings, progress, note, teacher)
     if found.tuned is not None:
         embedder, about = _loaded(found.tuned, before, note)
         with live.session() as session:

@@ -16,6 +16,7 @@ from retriever.adaptation.adapt import (
     Adapted,
     Progress,
     Supervision,
+    Teacher,
     Tuned,
     about_learned,
     given_weight,
@@ -23,7 +24,6 @@ from retriever.adaptation.adapt import (
     supervision_of,
     too_few,
 )
-from retriever.adaptation.feedback import Feedback
 from retriever.adaptation.finetune import check_packages, fine_tune
 from retriever.adaptation.linear_map import Vectors
 from retriever.adaptation.spaces import Frozen
@@ -48,7 +48,7 @@ def adapt_fully(
     settings: FinetuneSettings,
     progress: Progress,
     note: Callable[[str], None],
-    feedback: Feedback | None = None,
+    teacher: Teacher = None,
 ) -> Adapted:
     """Fine-tunes the model that embeds, from the examples themselves or from a log.
 
@@ -58,7 +58,7 @@ def adapt_fully(
         settings: How it is fine-tuned.
         progress: Told how far the work is.
         note: Told in one line what a reader should know.
-        feedback: The log; None for the pool.
+        teacher: A log, or what of the pool.
 
     Raises:
         InvalidInput: The embedder is no sentence-transformers model that is loaded by name, the index is adapted
@@ -68,7 +68,7 @@ def adapt_fully(
     check_packages()
     stored = encoder.stored
     _check(stored, snapshot)
-    supervision = supervision_of(snapshot, encoder, feedback)
+    supervision = supervision_of(snapshot, encoder, teacher)
     items = supervision.items
     if len(items) < FEWEST:
         return Adapted(False, too_few(supervision), supervision.source, len(items))
@@ -80,7 +80,7 @@ def adapt_fully(
     )
     if not verdict.kept:
         return found
-    about = {**about_learned(supervision, verdict, feedback), "settings": asdict(settings), "base": stored.manifest}
+    about = {**about_learned(supervision, verdict, teacher), "settings": asdict(settings), "base": stored.manifest}
     model = _files(learned.model(items), stored.name)
     return replace(found, tuned=Tuned(model, about), calibration=verdict.calibration)
 

@@ -112,7 +112,7 @@ class LogSupervision:
         aim = aim_of(self.sample.examples)
         if aim is None:
             return None
-        rows = np.flatnonzero(aim.sets.sizes > 0)
+        rows = np.flatnonzero(aim.alike.sizes > 0)
         asking = rows[permutation(len(rows), 0, "", "validation")][:SAMPLE]
         everyone = np.ones(len(self.sample), dtype=np.bool_)
         parts = [Fold(asking[n :: len(spaces)].tolist(), everyone, space) for n, space in enumerate(spaces)]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retriever.adaptation.sample import Sample
-from retriever.adaptation.supervision import Aim, OverlapBatches, aim_of
+from retriever.adaptation.supervision import Aim, Embed, OverlapBatches, aim_by, aim_of
 from retriever.adaptation.training import FinetuneSettings, Training, triplets
 from retriever.adaptation.validation import FOLDS, SHARES, Learn, Verdict, folds, judge, pool_measure
 from retriever.errors import InvalidInput
@@ -29,36 +29,42 @@ class PoolSupervision:
     aim: Aim
 
     @classmethod
-    def of(cls, sample: Sample) -> PoolSupervision:
+    def of(cls, sample: Sample, source: str | None, embed: Embed) -> PoolSupervision:
         """What the sample says.
 
+        Args:
+            sample: The pool.
+            source: What of it, one of `SOURCES`; None for labels, else outputs.
+            embed: From texts to unit vectors.
+
         Raises:
-            InvalidInput: It has neither labels nor outputs that differ.
+            InvalidInput: It has not what is to be learned from, or there is no such source.
         """
-        aim = aim_of(sample.examples)
+        aim = aim_of(sample.examples) if source is None else aim_by(source, sample.examples, embed)
         if aim is None:
+            wanted = {None: "either", "labels": "such labels"}.get(source, "outputs")
             raise InvalidInput(
-                "a pool without labels that repeat and without outputs", expected="either, to learn from"
+                "a pool without labels that repeat and without outputs", expected=f"{wanted}, to learn from"
             )
         return cls(sample, aim)
 
     @property
     def source(self) -> str:
-        """`labels` or `outputs`."""
-        return self.aim.judged.name
+        """One of `SOURCES`."""
+        return self.aim.source
 
     @property
     def items(self) -> NDArray[np.int64]:
         """The rows that are learned from: those that have something to compare."""
-        return np.flatnonzero(self.aim.sets.sizes > 0)
+        return np.flatnonzero(self.aim.alike.sizes > 0)
 
     def batches(self, items: NDArray[np.int64]) -> OverlapBatches:
         """What a map is learned from."""
-        return OverlapBatches(self.sample.frozen.rows(), self.aim.sets, items)
+        return OverlapBatches(self.sample.frozen.rows(), self.aim.alike, items)
 
     def training(self, items: NDArray[np.int64], settings: FinetuneSettings) -> Training:
         """What a model is fine-tuned on."""
-        return triplets(self.sample, self.aim.sets, items, settings)
+        return triplets(self.sample, self.aim.alike, items, settings)
 
     def judge(
         self, learn: Learn, *, fixed: Calibration | None, tried: int = FOLDS, shares: Sequence[float] = SHARES

@@ -1,26 +1,30 @@
 """Supervision: what the pool says is alike.
 
 Examples are alike as far as their sets overlap: of labels where the pool has labels, else of the tokens and pairs of
-neighbouring tokens of the outputs. The overlap is the Jaccard index, so equal single labels give 1 and others 0.
+neighbouring tokens of the outputs. The overlap is the Jaccard index, so equal single labels give 1 and others 0. Who
+knows better can say so: equal templates of outputs, or the cosine of the outputs' own embeddings.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retriever.adaptation.learner import Batch, Targets
 from retriever.adaptation.linear_map import Vectors
+from retriever.errors import InvalidInput
 from retriever.evaluation.calibration import Objective, objective
 from retriever.evaluation.metrics import best_overlap, mean_overlap, output_tokens
 from retriever.example import Example
 from retriever.ranking.seeding import permutation
+from retriever.ranking.template_key import template_key
 
 SHARPNESS = 12.0
 """How much more attention a row of overlap 1 should get than one of overlap 0, as a logarithm."""
@@ -28,6 +32,36 @@ _MOST_KEPT = 5_000
 """Rows of which all pairs are kept, in 100 MB at most."""
 _BLOCK_ROWS = 256
 _TOKEN = re.compile(r"\w+|[^\w\s]")
+
+
+class Likeness(Protocol):
+    """How alike any two rows are.
+
+    Attributes:
+        sizes: How much a row says, shape (rows,); a row of 0 says nothing.
+    """
+
+    sizes: NDArray[np.int64]
+
+    def overlap(self, rows: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Of every pair, 0 to 1, shape (rows, others)."""
+
+
+class Cosines:
+    """The cosines of vectors; below 0 they are 0.
+
+    Args:
+        vectors: Unit rows, or zero where there is nothing to compare, shape (rows, dim).
+    """
+
+    def __init__(self, vectors: Vectors) -> None:
+        self.sizes: NDArray[np.int64] = np.asarray(vectors.any(axis=1), dtype=np.int64)
+        self._vectors = vectors
+
+    def overlap(self, rows: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The cosine of every pair, at most 1, shape (rows, others)."""
+        cosines: NDArray[np.float32] = np.clip(self._vectors[rows] @ self._vectors[others].T, 0, 1)
+        return cosines
 
 
 class FeatureSets:
@@ -94,14 +128,23 @@ class Aim:
     """What a pool says is alike, and how selections are judged by it.
 
     Attributes:
-        sets: What each example is compared by, in their order.
-        judged: What a good selection is; its name is `labels` or `outputs`.
-        guarded: What must not get worse meanwhile: outputs that say more than the labels do. None for nothing.
+        source: What says it, one of `SOURCES`.
+        alike: How alike the examples are, in their order.
+        judged: What a good selection is.
+        guarded: What must not get worse meanwhile: outputs that say more than what is judged. None for nothing.
     """
 
-    sets: FeatureSets
+    source: str
+    alike: Likeness
     judged: Objective
     guarded: Objective | None = None
+
+
+SOURCES = ("labels", "outputs", "templates", "embeddings")
+"""Equal or overlapping labels; tokens of outputs; equal outputs but for values (`template_key`); outputs embedded."""
+
+Embed: TypeAlias = Callable[[Sequence[str]], Vectors]
+_OUTPUTS = Objective("outputs", lambda example: output_tokens(example.output_text), best_overlap)
 
 
 def aim_of(examples: Sequence[Example]) -> Aim | None:
@@ -109,12 +152,59 @@ def aim_of(examples: Sequence[Example]) -> Aim | None:
     kind = objective(examples)
     if kind is None:
         return None
-    outputs = Objective("outputs", lambda example: output_tokens(example.output_text), best_overlap)
-    if kind.name == "outputs":
-        return Aim(FeatureSets(output_features(example.output_text) for example in examples), outputs)
+    return _by_labels(examples) if kind.name == "labels" else _by_outputs(examples)
+
+
+def aim_by(source: str, examples: Sequence[Example], embed: Embed) -> Aim | None:
+    """What one source says is alike; None when the examples have nothing of it.
+
+    Args:
+        source: One of `SOURCES`.
+        examples: The examples.
+        embed: From texts to unit vectors, for the embeddings of outputs.
+
+    Raises:
+        InvalidInput: No such source.
+    """
+    if source not in SOURCES:
+        raise InvalidInput(f"to learn from {source!r}", expected=f"one of {', '.join(SOURCES)}")
+    if source == "labels":
+        kind = objective(examples)
+        return None if kind is None or kind.name != "labels" else _by_labels(examples)
+    if sum(bool(output_tokens(example.output_text)) for example in examples) < 2:
+        return None
+    if source == "embeddings":
+        # A cosine is learned from and nothing is judged by it: what an embedder calls alike shall show in the outputs.
+        return Aim(source, Cosines(_embedded([example.output_text for example in examples], embed)), _OUTPUTS)
+    return _by_templates(examples) if source == "templates" else _by_outputs(examples)
+
+
+def _by_labels(examples: Sequence[Example]) -> Aim:
     labels = Objective("labels", lambda example: example.labels, mean_overlap)
     rich = len({example.output_text for example in examples}) > 2 * len({example.labels for example in examples})
-    return Aim(FeatureSets(example.labels for example in examples), labels, outputs if rich else None)
+    return Aim("labels", FeatureSets(example.labels for example in examples), labels, _OUTPUTS if rich else None)
+
+
+def _by_outputs(examples: Sequence[Example]) -> Aim:
+    return Aim("outputs", FeatureSets(output_features(example.output_text) for example in examples), _OUTPUTS)
+
+
+def _by_templates(examples: Sequence[Example]) -> Aim:
+    def template(example: Example) -> frozenset[str]:
+        return frozenset({template_key(example.output_text, example.input_text)} - {""})
+
+    return Aim(
+        "templates", FeatureSets(map(template, examples)), Objective("templates", template, mean_overlap), _OUTPUTS
+    )
+
+
+def _embedded(outputs: Sequence[str], embed: Embed) -> Vectors:
+    """The vectors of outputs, each text embedded once; zero for those without a token."""
+    texts = sorted({text for text in outputs if output_tokens(text)})
+    place = {text: n for n, text in enumerate(texts)}
+    vectors = embed(texts)
+    nothing = np.zeros((1, vectors.shape[1]), dtype=np.float32)
+    return np.concatenate([vectors, nothing])[[place.get(text, len(texts)) for text in outputs]]
 
 
 class OverlapBatches:
@@ -122,14 +212,14 @@ class OverlapBatches:
 
     Args:
         vectors: Unit rows of the whole pool, shape (pool, dim).
-        sets: What each is compared by.
-        rows: Which to learn from; those with an empty set are left out.
+        alike: How alike they are.
+        rows: Which to learn from; those that say nothing are left out.
     """
 
-    def __init__(self, vectors: Vectors, sets: FeatureSets, rows: NDArray[np.int64]) -> None:
+    def __init__(self, vectors: Vectors, alike: Likeness, rows: NDArray[np.int64]) -> None:
         self._vectors = vectors
-        self._sets = sets
-        self._rows = rows[sets.sizes[rows] > 0]
+        self._alike = alike
+        self._rows = rows[alike.sizes[rows] > 0]
         self._orders: dict[tuple[int, int], NDArray[np.int64]] = {}
 
     def __len__(self) -> int:
@@ -143,7 +233,7 @@ class OverlapBatches:
         if (epoch, seed) not in self._orders:
             self._orders = {(epoch, seed): permutation(len(self), seed, str(epoch), "adaptation")}
         rows = self._rows[self._orders[epoch, seed][place * size : (place + 1) * size]]
-        overlap = self._sets.overlap(rows, rows)
+        overlap = self._alike.overlap(rows, rows)
         allowed = ~np.eye(len(rows), dtype=np.bool_)
         return Batch(self._vectors[rows], _spread(overlap, allowed), allowed)
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from retriever.adaptation.evidence import Asked
 from retriever.adaptation.sample import Sample
-from retriever.adaptation.supervision import SHARPNESS, FeatureSets
+from retriever.adaptation.supervision import SHARPNESS, Likeness
 from retriever.errors import InvalidInput
 from retriever.ranking.seeding import permutation
 
@@ -78,12 +78,12 @@ class Training:
     scores: Sequence[float] | None = field(default=None)
 
 
-def triplets(sample: Sample, sets: FeatureSets, rows: Rows, settings: FinetuneSettings) -> Training:
+def triplets(sample: Sample, alike: Likeness, rows: Rows, settings: FinetuneSettings) -> Training:
     """What rows say of each other.
 
     Args:
         sample: The pool.
-        sets: What is alike in it.
+        alike: What is alike in it.
         rows: Those that may be used.
         settings: How many, in which batches.
     """
@@ -93,23 +93,23 @@ def triplets(sample: Sample, sets: FeatureSets, rows: Rows, settings: FinetuneSe
         order = rows[permutation(len(rows), settings.seed, str(epoch), "anchors")][: settings.examples]
         first = len(found)
         for start in range(0, len(order), _BLOCK):
-            found += _triplets(sample, sets, rows, order[start : start + _BLOCK], f"{settings.seed} {epoch}")
-        batches += _apart(sets, found, range(first, len(found)), settings.batch)
+            found += _triplets(sample, alike, rows, order[start : start + _BLOCK], f"{settings.seed} {epoch}")
+        batches += _apart(alike, found, range(first, len(found)), settings.batch)
     columns = [[sample.texts[one[place]] for one in found] for place in range(3)]
     return Training(columns[0], columns[1:], batches)
 
 
-def _triplets(sample: Sample, sets: FeatureSets, rows: Rows, anchors: Rows, name: str) -> list[Triplet]:
+def _triplets(sample: Sample, alike: Likeness, rows: Rows, anchors: Rows, name: str) -> list[Triplet]:
     """For each anchor one that is alike and one that is not; none where there is no such."""
-    overlap = sets.overlap(anchors, rows)
+    overlap = alike.overlap(anchors, rows)
     lexical = sample.lexical.block([tuple(sample.analyze(sample.texts[anchor])) for anchor in anchors.tolist()])
     found = []
-    for anchor, alike, scores in zip(anchors.tolist(), overlap, lexical[:, rows], strict=True):
+    for anchor, near, scores in zip(anchors.tolist(), overlap, lexical[:, rows], strict=True):
         other = sample.copies[rows] != sample.copies[anchor]
         # The Gumbel-max trick: a draw from the softmax by which a map's attention is spread.
-        draw = np.where(other & (alike > 0), SHARPNESS * alike + _gumbel(len(rows), f"{name} {anchor}"), -np.inf)
+        draw = np.where(other & (near > 0), SHARPNESS * near + _gumbel(len(rows), f"{name} {anchor}"), -np.inf)
         positive = int(draw.argmax())
-        unlike = np.where(other & (alike < alike[positive] / 2), scores, -np.inf)
+        unlike = np.where(other & (near < near[positive] / 2), scores, -np.inf)
         negative = int(unlike.argmax())
         if draw[positive] > -np.inf and unlike[negative] > -np.inf:
             found.append((anchor, int(rows[positive]), int(rows[negative])))
@@ -124,16 +124,16 @@ def _gumbel(count: int, name: str) -> NDArray[np.float64]:
     return noise
 
 
-def _apart(sets: FeatureSets, found: Sequence[Triplet], entries: Sequence[int], most: int) -> list[list[int]]:
+def _apart(alike: Likeness, found: Sequence[Triplet], entries: Sequence[int], most: int) -> list[list[int]]:
     """Batches in which no anchor is as much alike to another as to its own positive."""
     done: list[list[int]] = []
     filling: list[list[int]] = []
     for entry in entries:
         anchor, positive, _ = found[entry]
-        own = float(sets.overlap(np.array([anchor]), np.array([positive]))[0, 0])
+        own = float(alike.overlap(np.array([anchor]), np.array([positive]))[0, 0])
         for batch in filling:
             others = np.array([found[one][0] for one in batch])
-            if sets.overlap(np.array([anchor]), others).max() < own:
+            if alike.overlap(np.array([anchor]), others).max() < own:
                 batch.append(entry)
                 break
         else:

@@ -268,8 +268,13 @@ def tune_(
 def adapt(
     index: Index,
     kind: Annotated[AdaptKind | None, typer.Option(help="The form of the map (linear).", show_default=False)] = None,
-    feedback: Annotated[
-        str | None, typer.Option("--from", help="Log of outcomes to learn from instead of the pool.")
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="labels, outputs, templates or embeddings (of outputs), or a file: a log of outcomes.",
+            show_default=False,
+        ),
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="Fine-tune the model itself; takes minutes to hours.")] = False,
     undo: Annotated[bool, typer.Option("--undo", help="Search by what was there before.")] = False,
@@ -284,7 +289,7 @@ def adapt(
     retriever adapt tickets.index --from feedback.jsonl
     retriever adapt tickets.index --undo
     """
-    _check_adapt(kind=kind, feedback=feedback, full=full, undo=undo, fine_tuning=fine_tuning)
+    _check_adapt(kind=kind, source=source, strict=strict, full=full, undo=undo, fine_tuning=fine_tuning)
     bad = BadRows(strict=strict)
     with opened(index, {}) as retriever, progress() as shown:
         if undo:
@@ -292,9 +297,9 @@ def adapt(
             weight = retriever.snapshot.base.weight
         elif full:
             settings = finetune_settings_of(fine_tuning)
-            found = retriever.fine_tune(settings, feedback=feedback, on_bad=bad, progress=shown)
+            found = retriever.fine_tune(settings, source=source, on_bad=bad, progress=shown)
         else:
-            found = retriever.adapt(kind=kind or "linear", feedback=feedback, on_bad=bad, progress=shown)
+            found = retriever.adapt(kind=kind or "linear", source=source, on_bad=bad, progress=shown)
         generation = retriever.generation
     bad.report()
     if undo:
@@ -309,12 +314,15 @@ def adapt(
 
 
 def _check_adapt(
-    *, kind: str | None, feedback: str | None, full: bool, undo: bool, fine_tuning: Mapping[str, object]
+    *, kind: str | None, source: str | None, strict: bool, full: bool, undo: bool, fine_tuning: Mapping[str, object]
 ) -> None:
     """Refuses options that would be ignored."""
+    from retriever.adaptation.supervision import SOURCES
     from retriever.errors import InvalidInput
 
-    given = {"--kind": kind, "--from": feedback, "--full": full, **{f"--{name}": 1 for name in fine_tuning}}
+    if strict and (source is None or source in SOURCES):
+        raise InvalidInput("--strict without a log", expected="--from FILE, whose lines may be bad")
+    given = {"--kind": kind, "--from": source, "--full": full, **{f"--{name}": 1 for name in fine_tuning}}
     if undo and any(given.values()):
         named = ", ".join(name for name, value in given.items() if value)
         raise InvalidInput(f"--undo together with {named}", fix="leave one out")

@@ -52,12 +52,22 @@ def test_an_unknown_kind_is_a_usage_error(index):
         (("--epochs", "2"), "--epochs without --full"),
         (("--full", "--epochs", "0"), "epochs 0"),
         (("--from", "missing.jsonl"), "there is no file missing.jsonl"),
+        (("--strict",), "--strict without a log"),
+        (("--from", "templates", "--strict"), "--strict without a log"),
         (("--full",), "embedder latent-semantic, which cannot be fine-tuned"),
     ],
 )
 def test_options_that_do_not_go_together_or_mean_nothing_are_usage_errors(index, arguments, said):
     result = run("adapt", index, *arguments)
     assert result.exit_code == 2 and said in result.output
+
+
+@pytest.mark.parametrize("source", ["labels", "outputs", "templates", "embeddings"])
+def test_what_of_the_pool_is_learned_from_can_be_said(index, source):
+    told = json.loads(run("adapt", index, "--from", source, "--json").stdout)
+    assert told["source"] == source and told["compared"]
+    if told["kept"]:
+        assert run("adapt", index, "--undo").exit_code == 0
 
 
 def feedback(path, lines):

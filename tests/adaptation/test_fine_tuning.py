@@ -175,7 +175,7 @@ def test_a_log_teaches_the_model_and_is_named_in_the_index(tmp_path, model):
     for line in lines:
         line["scores"] = {i: float(signs[i] == line["query"].split()[-1]) for i in line["scores"]}
     with build(bare, tmp_path / "i", embedder=EmbedderSettings(str(model)), note=lambda line: None) as index:
-        found = index.fine_tune(FinetuneSettings(epochs=8, rate=2e-3), feedback=lines)
+        found = index.fine_tune(FinetuneSettings(epochs=8, rate=2e-3), source=lines)
         assert found.kept and found.source == "feedback"
         assert index.info()["embedder"]["tuned"]["log"]["lines"] == 60
 

@@ -121,7 +121,7 @@ def test_concordance_is_the_area_under_the_curve():
 def test_scores_of_demonstrations_teach_what_the_pool_does_not_say(tmp_path):
     with pool(tmp_path / "i") as index:
         before = share_of_the_right_colour(index)
-        found = index.adapt(feedback=scored(index))
+        found = index.adapt(source=scored(index))
         assert found.kept and found.source == "feedback"
         assert share_of_the_right_colour(index) > before + 0.1
         about = index.info()["adaptation"]
@@ -137,7 +137,7 @@ def test_scores_of_demonstrations_teach_what_the_pool_does_not_say(tmp_path):
 def test_outcomes_of_whole_prompts_teach_it_as_well(tmp_path):
     with build(unlabelled(120), tmp_path / "i", embedder=bright) as index:
         before = share_of_the_right_colour(index)
-        found = index.adapt(feedback=judged(index))
+        found = index.adapt(source=judged(index))
         assert found.kept and found.compared[0].metric == "dense, logged concordance"
         assert "held-out prompts" in found.reason
         assert share_of_the_right_colour(index) > before + 0.04
@@ -148,7 +148,7 @@ def test_a_log_that_speaks_against_what_the_pool_says_is_not_followed(tmp_path):
         index.adapt()
         against = [{**line, "scores": {i: 1 - s for i, s in line["scores"].items()}} for line in scored(index)]
         generation = index.generation
-        found = index.adapt(feedback=against)
+        found = index.adapt(source=against)
         assert not found.kept and index.generation == generation
         assert any(one.metric.endswith("labels") and one.gain < 0 for one in found.compared)
 
@@ -157,7 +157,7 @@ def test_outcomes_by_chance_change_nothing(tmp_path):
     chance = np.random.default_rng(0)
     with pool(tmp_path / "i") as index:
         lines = [{**line, "scores": {i: chance.random() for i in line["scores"]}} for line in scored(index)]
-        assert not index.adapt(feedback=lines).kept
+        assert not index.adapt(source=lines).kept
 
 
 def test_removed_examples_and_bad_lines_are_told_and_lose_nothing_else(tmp_path):
@@ -165,7 +165,7 @@ def test_removed_examples_and_bad_lines_are_told_and_lose_nothing_else(tmp_path)
     with build(unlabelled(120), tmp_path / "i", embedder=embed, note=notes.append) as index:
         lines = scored(index)
         index.remove(["e3", "e4"])
-        found = index.adapt(feedback=[*lines, {"query": "word1"}])
+        found = index.adapt(source=[*lines, {"query": "word1"}])
         assert found.examples > 80 and found.kept
     assert notes == [
         "1 bad lines of list were set aside, first list:91: no outcome beside the query; expected "
@@ -176,22 +176,22 @@ def test_removed_examples_and_bad_lines_are_told_and_lose_nothing_else(tmp_path)
 
 def test_a_bad_line_under_strict_changes_nothing(tmp_path):
     with pool(tmp_path / "i") as index, pytest.raises(BadRows, match="list:1"):
-        index.adapt(feedback=[{"query": "word1"}], strict=True)
+        index.adapt(source=[{"query": "word1"}], strict=True)
 
 
 def test_too_few_queries_are_told_and_a_log_that_prefers_nothing_is_refused(tmp_path):
     with pool(tmp_path / "i") as index:
-        assert index.adapt(feedback=scored(index, 12)).reason.startswith("only 12 queries say what is alike")
+        assert index.adapt(source=scored(index, 12)).reason.startswith("only 12 queries say what is alike")
         same = [{"query": f"word{n}", "demonstrations": ["e1", "e2"], "right": True} for n in range(50)]
         with pytest.raises(InvalidInput, match="prefers no example of the pool to another"):
-            index.adapt(feedback=same)
+            index.adapt(source=same)
 
 
 def test_the_same_log_gives_the_same_map(tmp_path):
     found = []
     for name in ("one", "two"):
         with pool(tmp_path / name) as index:
-            found.append(index.adapt(feedback=scored(index)).adaptation.matrix.tobytes())
+            found.append(index.adapt(source=scored(index)).adaptation.matrix.tobytes())
     assert found[0] == found[1]
 
 
@@ -199,7 +199,7 @@ def test_where_the_pool_says_nothing_the_fusion_weight_stays_and_the_log_alone_j
     bare = [{"id": f"e{n}", "input": f"word{n}"} for n in range(120)]
     with build(bare, tmp_path / "i", embedder=embed, output=None, note=lambda line: None) as index:
         fusion = index.info()["fusion"]
-        found = index.adapt(feedback=scored(index))
+        found = index.adapt(source=scored(index))
         assert found.kept and [one.metric for one in found.compared] == [
             "dense, logged nDCG@8",
             "hybrid, logged nDCG@8",
@@ -212,7 +212,7 @@ def test_scores_of_which_few_differ_are_judged_by_those(tmp_path):
         lines = scored(index, 130)
         same = [{**line, "scores": dict.fromkeys(line["scores"], 1.0)} for line in lines[90:]]
         more = [{"query": f"word{n}", "scores": dict.fromkeys(shown(index, n), 0.0)} for n in range(7000, 7200)]
-        found = index.adapt(feedback=[*lines[:90], *same, *more])
+        found = index.adapt(source=[*lines[:90], *same, *more])
         assert found.examples == 90 and found.compared[0].metric == "dense, logged nDCG@8"
 
 

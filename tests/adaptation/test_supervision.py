@@ -7,7 +7,20 @@ from hypothesis import strategies as st
 
 from retriever import Example
 from retriever.adaptation import supervision
-from retriever.adaptation.supervision import FeatureSets, OverlapBatches, aim_of, output_features
+from retriever.adaptation.supervision import (
+    SOURCES,
+    Cosines,
+    FeatureSets,
+    OverlapBatches,
+    aim_by,
+    aim_of,
+    output_features,
+)
+from retriever.errors import InvalidInput
+
+
+def unasked(texts):
+    raise AssertionError("nothing is to be embedded")
 
 
 def example(number, output=None, label=None):
@@ -40,13 +53,13 @@ def test_the_features_of_an_output_are_its_tokens_and_pairs_of_neighbours():
 def test_labels_that_repeat_and_differ_are_what_is_learned_from():
     aim = aim_of([example(1, "x", "red"), example(2, "y", "red"), example(3, "z", "blue")])
     assert aim.judged.name == "labels"
-    assert aim.sets.overlap(np.arange(3), np.arange(3)).tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
+    assert aim.alike.overlap(np.arange(3), np.arange(3)).tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
     assert aim.guarded is None
 
 
 def test_several_labels_are_alike_as_far_as_they_overlap():
     aim = aim_of([example(1, "x", ["a", "b"]), example(2, "x", ["b", "c"]), example(3, "x", ["a"])])
-    assert aim.sets.overlap(np.array([0]), np.arange(3)).tolist()[0] == pytest.approx([1, 1 / 3, 1 / 2])
+    assert aim.alike.overlap(np.array([0]), np.arange(3)).tolist()[0] == pytest.approx([1, 1 / 3, 1 / 2])
     assert aim.judged.utility(frozenset("ab"), [frozenset("bc"), frozenset("a")]) == pytest.approx(5 / 12)
 
 
@@ -58,6 +71,50 @@ def test_outputs_that_say_more_than_the_labels_are_guarded():
 def test_without_labels_outputs_are_what_is_learned_from_and_without_either_nothing_is():
     assert aim_of([example(1, "one two"), example(2, "two three")]).judged.name == "outputs"
     assert aim_of([example(1), example(2)]) is None
+
+
+def test_outputs_are_alike_by_their_templates_when_that_is_asked_for():
+    pool = [example(n, f"SELECT name FROM city WHERE size > {n}") for n in range(3)] + [
+        example(3, "SELECT 1"),
+        example(4),
+    ]
+    aim = aim_by("templates", pool, unasked)
+    assert aim.alike.overlap(np.array([0]), np.arange(5)).tolist() == [[1, 1, 1, 0, 0]]
+    assert aim.alike.sizes.tolist() == [1, 1, 1, 1, 0]
+    own, *others = map(aim.judged.tokens, pool)
+    assert aim.judged.utility(own, others) == pytest.approx(2 / 4)
+    assert (aim.source, aim.judged.name, aim.guarded.name) == ("templates", "templates", "outputs")
+
+
+def test_outputs_are_alike_by_the_cosine_of_their_embeddings_when_that_is_asked_for():
+    asked = []
+
+    def embed(texts):
+        asked.extend(texts)
+        return np.array([{"east": [1, 0], "north": [0, 1], "between": [0.6, 0.8]}[text] for text in texts], np.float32)
+
+    pool = [example(n, output) for n, output in enumerate(["north", "east", "between", "north", None])]
+    aim = aim_by("embeddings", pool, embed)
+    assert sorted(asked) == ["between", "east", "north"]
+    assert aim.alike.overlap(np.array([0, 4]), np.arange(5)) == pytest.approx(np.array([[1, 0, 0.8, 1, 0], [0] * 5]))
+    assert aim.alike.sizes.tolist() == [1, 1, 1, 1, 0]
+    assert (aim.source, aim.judged.name, aim.guarded) == ("embeddings", "outputs", None)
+
+
+def test_outputs_that_point_apart_are_as_little_alike_as_those_at_right_angles():
+    assert Cosines(np.array([[1, 0], [-1, 0]], np.float32)).overlap(np.array([0]), np.array([0, 1])).tolist() == [
+        [1, 0]
+    ]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_source_that_the_pool_has_not_is_none(source):
+    assert aim_by(source, [example(1), example(2)], unasked) is None
+
+
+def test_a_source_that_nobody_knows_is_refused_with_those_there_are():
+    with pytest.raises(InvalidInput, match=r"'topics'.*labels, outputs, templates, embeddings"):
+        aim_by("topics", [example(1, "x"), example(2, "y")], unasked)
 
 
 def test_attention_goes_to_what_overlaps_and_never_to_oneself():
