@@ -585,9 +585,9 @@ class Retriever:
         """Fine-tunes the model that embeds, by its library's own trainer, and keeps it where it helps.
 
         A part of the pool, or of the log, is held out from a first model and judges it, as `adapt` judges a map. Where
-        it is better, a second one learns from everything, and a generation is published that holds it and the pool as
-        it embeds it; from then on queries and additions are embedded by it. The former one comes back by
-        `undo_adaptation`, which embeds the pool again.
+        it helps, and a map does not help more, a second one learns from everything, and a generation is published that
+        holds it and the pool as it embeds it; from then on queries and additions are embedded by it. The former one
+        comes back by `undo_adaptation`, which embeds the pool again.
 
         Args:
             settings: How; default `FinetuneSettings()`.

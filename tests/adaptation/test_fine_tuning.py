@@ -165,6 +165,16 @@ def test_labels_that_texts_say_nothing_of_change_nothing(tmp_path, model):
         assert index.generation == generation and answers(index) == before
 
 
+def test_where_a_map_does_better_the_model_is_not_kept(tmp_path, model):
+    with pool(tmp_path / "i", model) as index:
+        generation = index.generation
+        found = index.fine_tune(FinetuneSettings(epochs=1, rate=5e-4))
+        assert not found.kept and found.tuned is None and index.generation == generation
+        assert found.compared[1].gain > found.compared[1].error
+        assert "but a map does better for less" in found.reason
+        assert index.adapt().kept
+
+
 def test_a_log_teaches_the_model_and_is_named_in_the_index(tmp_path, model):
     bare = [{**one, "label": None, "output": "x"} for one in rows(80)]
     signs = {one["id"]: one["output"] for one in rows(80)}
