@@ -18,6 +18,7 @@ from retriever.command_line.display import (
     show_curation,
     show_evaluation,
     show_tuning,
+    show_tuning_plan,
     wants_json,
 )
 from retriever.command_line.options import (
@@ -210,12 +211,15 @@ def evaluate_(
 
 @app.command(name="tune", no_args_is_help=True)
 @reported
-@with_options(tuning=TUNING, fields=FIELDS, prompt_options=PROMPT, embedder=EMBEDDER, limits=PROMPT_LIMITS)
+@with_options(
+    tuning=TUNING, model=ASKING, fields=FIELDS, prompt_options=PROMPT, embedder=EMBEDDER, limits=PROMPT_LIMITS
+)
 def tune_(
     index: Index,
     queries: TrueQueries = None,
     leave_one_out: Annotated[
-        int | None, typer.Option("--leave-one-out", help="In place of QUERIES: ask N examples of the pool (2,000).")
+        int | None,
+        typer.Option("--leave-one-out", help="In place of QUERIES: ask N of the pool (2,000; of a model 200)."),
     ] = None,
     recipe_files: Annotated[
         list[Path] | None, typer.Option("--recipe", help="Recipe to try as well.", show_default=False)
@@ -227,6 +231,7 @@ def tune_(
     json_output: JsonFlag = False,
     *,
     tuning: Mapping[str, object],
+    model: Mapping[str, object],
     fields: Mapping[str, object],
     prompt_options: Mapping[str, object],
     embedder: Mapping[str, object],
@@ -236,7 +241,7 @@ def tune_(
 
     \b
     retriever tune tickets.index --dry-run
-    retriever tune tickets.index dev.jsonl --metric majority-vote --try-k 4 --try-k 16 --token-cost 0.01
+    retriever tune tickets.index dev.jsonl --backend openai:gpt-4o-mini --metric exact --max-calls 1000
     """
     from retriever.evaluation.queries import read_qrels
     from retriever.evaluation.tune import tune
@@ -244,6 +249,7 @@ def tune_(
     bad = BadRows(strict=strict)
     asked = _true_queries(queries, fields, format, bad)
     judged = None if qrels is None else read_qrels(qrels)
+    asking = asking_of(model)
     with opened(index, embedder, limits=limits) as retriever, progress() as shown:
         found = tune(
             retriever,
@@ -252,7 +258,9 @@ def tune_(
             qrels=judged,
             recipes={str(file): file for file in recipe_files or ()},
             settings=tune_settings_of(tuning, prompt_options),
+            asking=asking,
             dry_run=dry_run,
+            on_plan=show_tuning_plan,
             progress=shown,
         )
     bad.report()
