@@ -35,6 +35,7 @@ from retriever.command_line.options import (
     EvalForm,
     Index,
     JsonFlag,
+    MapBy,
     Trust,
     asking_of,
     eval_settings_of,
@@ -358,6 +359,7 @@ def report(
         int | None, typer.Option("-k", "--k", help="How many demonstrations (as the recipes say).", show_default=False)
     ] = None,
     seed: Annotated[int, typer.Option(help="Of samples and resamples.")] = 0,
+    map_by: Annotated[MapBy, typer.Option("--map", help="How the pool is laid out: pca or umap.")] = "pca",
     no_audit: Annotated[bool, typer.Option("--no-audit", help="Do not look for copies and conflicts.")] = False,
     format: Annotated[str | None, typer.Option(help="Format of the queries.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop if a query is bad (exit 7).")] = False,
@@ -378,7 +380,7 @@ def report(
     from retriever.evaluation.report import ReportSettings, write_report
 
     bad = BadRows(strict=strict)
-    settings = ReportSettings(leave_one_out=leave_one_out, k=k, seed=seed, audit=not no_audit)
+    settings = ReportSettings(leave_one_out=leave_one_out, k=k, seed=seed, audit=not no_audit, map=map_by)
     asked = _true_queries(queries, fields, format, bad)
     with opened(index, embedder, trust=trust, limits=limits) as retriever, progress() as shown:
         compared = recipes_of(retriever, recipe_files or ())

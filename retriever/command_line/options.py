@@ -30,6 +30,7 @@ Rule = Literal["convex", "rrf"]
 Collisions = Literal["error", "escape", "drop"]
 PromptForm = Literal["messages", "text"]
 ExportForm = Literal["demos", "prompts", "messages", "openai-batch", "anthropic-batch"]
+MapBy = Literal["pca", "umap"]
 EvalForm = Literal["table", "json", "csv"]
 
 _SELECTION = "Selection"

@@ -140,10 +140,9 @@ def planned(scorer: ByAnswers, fields: Sequence[Sequence[Candidate]], count: int
     while reached and asking.max_tokens is not None and _tokens(asking, fields, longest, reached) > asking.max_tokens:
         reached -= 1
     if reached < LEAST:
-        few = LEAST if count >= LEAST else count
         raise InvalidInput(
             f"a budget that reaches {reached} of {count} queries",
-            expected=f"{_calls(fields, few)} calls at least, and the tokens for them, which reach {few}",
+            expected=f"{_calls(fields, LEAST)} calls at least, and the tokens for them, which reach {LEAST}",
             fix="raise max_calls or max_tokens; nothing was asked",
         )
     calls = _calls(fields, reached)
