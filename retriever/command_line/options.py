@@ -139,7 +139,7 @@ TUNING: Mapping[str, object] = {
     "token_cost": _option(float | None, "--token-cost", help="What 1,000 tokens take off.", panel=_EVALUATION),
     "seed": EVALUATION["seed"],
     "resamples": EVALUATION["resamples"],
-    "level": _option(float | None, "--level", help="Of the intervals (0.9).", panel=_EVALUATION),
+    "level": _option(float | None, "--level", help="Of the intervals (0.8).", panel=_EVALUATION),
 }
 FINE_TUNING: Mapping[str, object] = {
     "epochs": _option(int | None, "--epochs", help="How often each example is a query (1).", panel=_FINE_TUNING),

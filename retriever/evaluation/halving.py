@@ -1,7 +1,8 @@
 """Successive halving: many candidates are measured on few examples, the better ones on more.
 
-After Jamieson and Talwalkar (2016). Round after round the examples double and the candidates halve, so that what a
-search costs is known before it starts. All of a round are measured on the same examples and compared in pairs.
+After Jamieson and Talwalkar (2016). Round after round the examples double and the candidates halve. All of a round are
+measured on the same examples and compared in pairs. Where measuring is cheap, what the examples do not tell from the
+best stays as well, however many there are; where it is dear, a search costs what it was said to cost.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ Measure: TypeAlias = Callable[[Sequence[int], slice], Values]
 NaN where it cannot be told."""
 
 ROUNDS = 4
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Round:
 
 
 def schedule(count: int, examples: int, rounds: int = ROUNDS) -> list[Round]:
-    """The rounds of `halve`.
+    """The rounds of `halve` where it is strict.
 
     Args:
         count: How many candidates; the first one stays, of the others the better half does.
@@ -58,7 +60,7 @@ def _fewer(count: int) -> int:
     return 1 + count // 2
 
 
-def halve(count: int, examples: int, measure: Measure, rounds: int = ROUNDS) -> list[int]:
+def halve(count: int, examples: int, measure: Measure, rounds: int = ROUNDS, *, strict: bool = False) -> list[int]:
     """Measures candidates on as many examples as it takes to tell the good ones from the others.
 
     Args:
@@ -66,6 +68,7 @@ def halve(count: int, examples: int, measure: Measure, rounds: int = ROUNDS) -> 
         examples: How many examples.
         measure: Measures some of the candidates on some of the examples.
         rounds: How many; see `schedule`.
+        strict: Whether no more than half stay, even if the examples do not tell which half.
 
     Returns:
         Those that were measured on every example, the best first; of equals the first.
@@ -74,11 +77,29 @@ def halve(count: int, examples: int, measure: Measure, rounds: int = ROUNDS) -> 
     staying = list(range(count))
     for number, one in enumerate(schedule(count, examples, rounds)):
         if number:
-            others = [place for place in ranked(values[staying, : one.start]) if place != 0]
-            staying = [staying[place] for place in sorted([0, *others[: one.candidates - 1]])]
+            staying = _staying(values[:, : one.start], staying, strict)
         if one.stop > one.start:
             values[staying, one.start : one.stop] = measure(staying, slice(one.start, one.stop))
     return [staying[place] for place in ranked(values[staying])]
+
+
+def _staying(values: Values, candidates: Sequence[int], strict: bool) -> list[int]:
+    """The first one and the better ones, in their order."""
+    rows = values[candidates]
+    keep = {0, *[place for place in ranked(rows) if place != 0][: _fewer(len(rows)) - 1]}
+    if not strict:
+        keep.update(np.flatnonzero(_alike(rows[:, ~np.isnan(rows).any(axis=0)])).tolist())
+    return [candidates[place] for place in sorted(keep)]
+
+
+def _alike(rows: Values) -> NDArray[np.bool_]:
+    """Which rows have a mean that is within one standard error of the best one, paired."""
+    if rows.shape[1] < 2:
+        return np.ones(len(rows), dtype=np.bool_)
+    apart = rows[int(rows.mean(axis=1).argmax())] - rows
+    errors = apart.std(axis=1, ddof=1) / np.sqrt(rows.shape[1])
+    result: NDArray[np.bool_] = apart.mean(axis=1) <= errors + _ROUNDING
+    return result
 
 
 def ranked(rows: Values) -> list[int]:

@@ -72,12 +72,14 @@ def search_by_answers(
     """
     count = len(scorer.asked.queries)
     cheap, told = _cheap(scorer)
-    found = [_field_of(half, scorer, cheap, others, ks) for half in parts(count, HALVES)]
+    found = [_field_of(half, scorer, cheap, others, ks) for half in parts(np.arange(count), HALVES)]
     fields, notes = [field for field, _ in found], list(dict.fromkeys(line for _, lines in found for line in lines))
     plan = planned(scorer, fields, count)
     on_plan(plan)
     measured = Measured(scorer, plan.queries, list(fields[0]))
-    of_half = {half.tobytes(): field for half, field in zip(parts(plan.queries, HALVES), fields, strict=True)}
+    of_half = {
+        half.tobytes(): field for half, field in zip(parts(np.arange(plan.queries), HALVES), fields, strict=True)
+    }
     made = crossed(measured, lambda half: choose(measured, of_half[half.tobytes()], half), HALVES)
     if plan.queries < count:
         notes.append(f"the budget reaches {plan.queries} of {count} queries")
@@ -113,7 +115,7 @@ def _field_of(
     """What the model is asked about on one half of the queries, the own recipe first, and notes."""
     own, best = scorer.asked.retriever.recipe, dict[str, Candidate]()
     if cheap is not None:
-        for number in ranked(cheap(range(len(cheap.candidates)), half)):
+        for number in halve(len(cheap.candidates), len(half), lambda some, where: cheap(some, half[where])):
             one = cheap.candidates[number]
             if number != 0:
                 best.setdefault(one.recipe.select.strategy, one)
@@ -135,7 +137,9 @@ def planned(scorer: ByAnswers, fields: Sequence[Sequence[Candidate]], count: int
     asking, most = scorer.asking, count
     while most and asking.max_calls is not None and _calls(fields, most) > asking.max_calls:
         most -= 1
-    longest = [_longest(scorer, field, half) for field, half in zip(fields, parts(most, HALVES), strict=True)]
+    longest = [
+        _longest(scorer, field, half) for field, half in zip(fields, parts(np.arange(most), HALVES), strict=True)
+    ]
     reached = most
     while reached and asking.max_tokens is not None and _tokens(asking, fields, longest, reached) > asking.max_tokens:
         reached -= 1
@@ -153,7 +157,7 @@ def planned(scorer: ByAnswers, fields: Sequence[Sequence[Candidate]], count: int
 def _calls(fields: Sequence[Sequence[Candidate]], count: int) -> int:
     """The most calls for so many queries."""
     total = 0
-    for field, half in zip(fields, parts(count, HALVES), strict=True):
+    for field, half in zip(fields, parts(np.arange(count), HALVES), strict=True):
         total += _AFTERWARDS * len(half)
         total += sum(one.candidates * (one.stop - one.start) for one in schedule(len(field), len(half)))
     return total
@@ -170,7 +174,7 @@ def _longest(scorer: ByAnswers, field: Sequence[Candidate], half: Places) -> Val
 def _tokens(asking: Asking, fields: Sequence[Sequence[Candidate]], longest: Sequence[Values], count: int) -> int:
     """The most tokens for so many queries, prompts and answers."""
     total = float(asking.answer_tokens * _calls(fields, count))
-    for field, half, sums in zip(fields, parts(count, HALVES), longest, strict=True):
+    for field, half, sums in zip(fields, parts(np.arange(count), HALVES), longest, strict=True):
         total += _AFTERWARDS * sums[: len(half), 1].sum()
         total += sum(sums[one.start : one.stop, one.candidates].sum() for one in schedule(len(field), len(half)))
     return int(total)
@@ -185,10 +189,11 @@ def choose(measured: Measured, field: Sequence[Candidate], half: Places) -> int:
         half: The half.
     """
     numbers = [measured.number(one) for one in field]
-    best = [
-        numbers[place]
-        for place in halve(len(field), len(half), lambda some, where: measured([numbers[n] for n in some], half[where]))
-    ]
+
+    def measure(some: Sequence[int], where: slice) -> Values:
+        return measured([numbers[place] for place in some], half[where])
+
+    best = [numbers[place] for place in halve(len(field), len(half), measure, strict=True)]
     together = combined(field[0].recipe, _better(measured, numbers, half))
     if together is not None:
         best.append(measured.number(together))

@@ -21,13 +21,13 @@ from retriever.errors import InvalidInput
 from retriever.evaluation.asking import Asking
 from retriever.evaluation.crossing import LEAST, Measured, Search, crossed, judgeable
 from retriever.evaluation.evaluate import choices_of, known_by, questions
-from retriever.evaluation.halving import Values, ranked
+from retriever.evaluation.halving import Values, halve
 from retriever.evaluation.intervals import Bootstrap, Interval, intervals
 from retriever.evaluation.judge import ANSWER_METRICS, answer_metric, is_answer_metric
 from retriever.evaluation.judged import NEEDS, Metric, default_metrics, metric
 from retriever.evaluation.model_search import Plan, search_by_answers
 from retriever.evaluation.queries import Qrels
-from retriever.evaluation.scoring import Asked, ByAnswers, ByMetric, Progress
+from retriever.evaluation.scoring import Asked, ByAnswers, ByMetric, Places, Progress
 from retriever.evaluation.search_space import candidates
 from retriever.evaluation.tuned import Gain, Tried, Tuning
 from retriever.example import Example, Json
@@ -42,7 +42,10 @@ WITH_A_MODEL = 200
 """Examples that are asked where a language model answers and nobody says how many."""
 
 PARTS = 5
-"""Parts that the queries are dealt out to where all recipes are measured on all queries."""
+"""Parts that the queries are dealt out to where selections are what is judged, and no call is paid for."""
+
+DEALS = 5
+"""How often they are dealt out."""
 
 _FEW = 60
 
@@ -60,7 +63,8 @@ class TuneSettings:
         token_cost: What 1,000 tokens of prompt take off the metric; None where tokens do not count.
         seed: Of the sample, the split and the resamples.
         resamples: Of the bootstrap.
-        level: Of the intervals; at 0.9 one in ten pools without a better recipe gets another one that is as good.
+        level: Of the intervals. At 0.8 about one in seven pools without a better recipe gets another one that is as
+            good; see `crossing`.
         prompt: How prompts are put together, whose tokens are counted.
 
     Raises:
@@ -72,7 +76,7 @@ class TuneSettings:
     token_cost: float | None = None
     seed: int = 0
     resamples: int = 10_000
-    level: float = 0.9
+    level: float = 0.8
     prompt: PromptOptions = field(default_factory=PromptOptions)
 
     def __post_init__(self) -> None:
@@ -192,8 +196,11 @@ def _by_metric(asked: Asked, settings: TuneSettings, others: Mapping[str, Recipe
         if (objective.depth or 0) > one.recipe.select.k:
             raise InvalidInput(f"the metric {objective.name} of the recipe {one.name}, which chooses fewer")
     measured = Measured(ByMetric(asked, objective), len(asked.queries), tried)
-    values = measured(range(len(tried)), np.arange(len(asked.queries)))
-    found = crossed(measured, lambda places: ranked(values[:, places])[0], PARTS)
+
+    def choose(places: Places) -> int:
+        return halve(len(tried), len(places), lambda some, where: measured(some, places[where]))[0]
+
+    found = crossed(measured, choose, PARTS, deals=DEALS)
     return Search(objective.name if objective.better > 0 else f"-{objective.name}", measured, found, notes)
 
 
