@@ -19,7 +19,7 @@ from retriever.evaluation.tune import TuneSettings
 from tests.support import build
 
 COLOURS = ("amber", "blue", "coral", "denim", "ebony", "fawn", "green", "hazel")
-THINGS = ("apple", "boat", "chair", "door", "egg", "fork")
+THINGS = ("apple", "boat", "chair", "door")
 PAIRS = [(colour, thing) for colour in COLOURS for thing in THINGS]
 POOL = [
     {"id": f"p{i}", "input": f"where is the {colour} {thing}", "output": f"{colour}-{thing}"}
@@ -130,7 +130,7 @@ def test_no_question_is_asked_twice_and_the_same_command_says_the_same(index):
 
 def test_an_interrupted_search_goes_on_without_a_repeated_call(index):
     def stop(number):
-        if number in (7, 40, 90):
+        if number in (7, 40, 70):
             raise KeyboardInterrupt
 
     backend, whole = Counting(guesses, stop), Counting(guesses)
@@ -145,31 +145,31 @@ def test_an_interrupted_search_goes_on_without_a_repeated_call(index):
     assert whole.asked.total() == backend.asked.total() - 3
 
 
-@pytest.mark.parametrize("most", [60, 100, 137, 250])
+@pytest.mark.parametrize("most", [60, 137])
 def test_a_budget_of_calls_is_planned_told_and_never_exceeded(index, most):
     backend, plans = Counting(guesses), []
     found = run(index, backend, plans, max_calls=most)
     [plan] = plans
     assert backend.asked.total() <= plan.calls <= most
-    assert plan.queries == found.settings["queries"] < plan.of == 48
-    assert f"the budget reaches {plan.queries} of 48 queries" in found.notes
+    assert plan.queries == found.settings["queries"] < plan.of == 32
+    assert f"the budget reaches {plan.queries} of 32 queries" in found.notes
     wider = []
     run(index, Counting(guesses), wider, max_calls=most + 25)
     assert wider[0].queries > plan.queries
 
 
-@pytest.mark.parametrize("most", [12_000, 20_000])
+@pytest.mark.parametrize("most", [12_000])
 def test_a_budget_of_tokens_is_never_exceeded(index, most):
     backend, plans = Counting(guesses), []
     run(index, backend, plans, max_tokens=most, answer_tokens=16)
     assert backend.tokens + 16 * backend.asked.total() <= most
-    assert plans[0].prompt_tokens + plans[0].answer_tokens <= most and plans[0].queries < 48
+    assert plans[0].prompt_tokens + plans[0].answer_tokens <= most and plans[0].queries < 32
 
 
 @pytest.mark.parametrize("budget", [{"max_calls": 20}, {"max_tokens": 500}])
 def test_a_budget_that_does_not_suffice_is_refused_before_anything_is_asked(index, budget):
     backend, plans = Counting(guesses), []
-    with pytest.raises(InvalidInput, match=r"a budget that reaches \d of 48 queries; expected .* calls at least"):
+    with pytest.raises(InvalidInput, match=r"a budget that reaches \d of 32 queries; expected .* calls at least"):
         run(index, backend, plans, **budget)
     assert backend.asked.total() == 0 and plans == []
 
@@ -180,7 +180,7 @@ def test_queries_that_were_not_answered_are_left_out_of_both_sides(index):
             raise BackendError(f"call {number} failed")
 
     found = run(index, Counting(reads_the_first, fail), concurrency=1)
-    assert found.chosen.recipe.order.by == "best-first" and found.gain.queries < 48
+    assert found.chosen.recipe.order.by == "best-first" and found.gain.queries < 32
     assert any("calls failed, the first: call 9 failed" in line for line in found.notes)
 
 
