@@ -238,7 +238,7 @@ def tune_(
     embedder: Mapping[str, object],
     limits: Mapping[str, object],
 ) -> None:
-    """Search a better recipe, and keep it if it surely is one.
+    """Search a better recipe, and keep it if it gains on other queries.
 
     \b
     retriever tune tickets.index --dry-run

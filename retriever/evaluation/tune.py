@@ -126,7 +126,7 @@ def tune(
     on_plan: Callable[[Plan], None] = lambda plan: None,
     progress: Progress = lambda stage, done, total: None,
 ) -> Tuning:
-    """Searches a better recipe and, if it surely is one, makes it the index's default.
+    """Searches a better recipe and, if its gain is above chance, makes it the index's default.
 
     Args:
         retriever: The index.
