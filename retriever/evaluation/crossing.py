@@ -5,9 +5,9 @@ parts chose, so that all queries measure and none had a part in the choice that 
 queries out several times and taking the mean leaves less to the luck of one deal (Kim 2009).
 
 More parts choose from more queries each, but by nearly the same ones, so that their choices err together and intervals
-are too narrow. Of 400 pools in which no recipe was better (four data sets, each recipe's difference moved to a mean of
-0, queries resampled) the interval of 80 % lay above 0 in about one in ten with two parts, one in seven with five, and
-one in four with twenty. Five found the better recipe of a real pool twice as often as two.
+are too narrow. In pools without a better recipe (those of four data sets, each recipe's difference moved to a mean of
+0, queries resampled) the interval of 80 % lay above 0 in one case of nine with two parts, one of seven with five dealt
+out twenty times, and one of four with twenty. Five found the better recipe of a real pool about twice as often as two.
 """
 
 from __future__ import annotations

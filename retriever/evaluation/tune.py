@@ -44,7 +44,7 @@ WITH_A_MODEL = 200
 PARTS = 5
 """Parts that the queries are dealt out to where selections are what is judged, and no call is paid for."""
 
-DEALS = 5
+DEALS = 20
 """How often they are dealt out."""
 
 _FEW = 60
