@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from retriever.curation.curate import Curation
     from retriever.evaluation.asking import Cost
     from retriever.evaluation.intervals import Interval
+    from retriever.evaluation.model_search import Plan
     from retriever.evaluation.results import Evaluation, MetricResult, QueryResult, Score
     from retriever.evaluation.tuned import Tuning
     from retriever.example import Json
@@ -258,11 +259,18 @@ def show_cost(cost: Cost) -> None:
     )
 
 
+def show_tuning_plan(plan: Plan) -> None:
+    """What a language model will be asked at most while recipes are searched, on standard error."""
+    say(
+        f"{plan.recipes} recipes, {plan.queries:,} of {plan.of:,} queries: at most {plan.calls:,} calls, "
+        f"{plan.prompt_tokens:,} tokens of prompts and {plan.answer_tokens:,} of answers, less what is answered already"
+    )
+
+
 def show_tuning(found: Tuning) -> None:
     """Every recipe that was tried, the best first, and what the chosen one gains where it was not chosen."""
     level = f"{float(str(found.settings['level'])):.0%}"
-    asked, measured = found.settings["queries_to_choose"], found.settings["queries_to_measure"]
-    typer.echo(f"{found.objective}: {asked} queries to choose by, {measured} others to measure by, {found.asked}")
+    typer.echo(f"{found.objective}: {found.settings['queries']} queries, {found.asked}")
     rows = [
         {
             "recipe": printable(one.name),
@@ -287,8 +295,8 @@ def _outcome(found: Tuning) -> str:
     if name == "own":
         return "No recipe is better than the own one as far as the queries tell. Nothing was changed."
     told = (
-        f"{name}: {_figure(gain.chosen)} on the other queries, the own recipe {_figure(gain.own)}, "
-        f"gain {_figure(gain.difference, '+')} ({_ends(gain.interval, '+')})."
+        f"{name}: {_figure(gain.chosen)} on queries that others chose by, the own recipe "
+        f"{_figure(gain.own)}, gain {_figure(gain.difference, '+')} ({_ends(gain.interval, '+')})."
     )
     if not gain.sure:
         return f"{told}\nThe gain may be chance. Nothing was changed."

@@ -18,6 +18,7 @@ from retriever.command_line.display import (
     show_curation,
     show_evaluation,
     show_tuning,
+    show_tuning_plan,
     wants_json,
 )
 from retriever.command_line.options import (
@@ -34,6 +35,7 @@ from retriever.command_line.options import (
     EvalForm,
     Index,
     JsonFlag,
+    MapBy,
     Trust,
     asking_of,
     eval_settings_of,
@@ -210,12 +212,15 @@ def evaluate_(
 
 @app.command(name="tune", no_args_is_help=True)
 @reported
-@with_options(tuning=TUNING, fields=FIELDS, prompt_options=PROMPT, embedder=EMBEDDER, limits=PROMPT_LIMITS)
+@with_options(
+    tuning=TUNING, model=ASKING, fields=FIELDS, prompt_options=PROMPT, embedder=EMBEDDER, limits=PROMPT_LIMITS
+)
 def tune_(
     index: Index,
     queries: TrueQueries = None,
     leave_one_out: Annotated[
-        int | None, typer.Option("--leave-one-out", help="In place of QUERIES: ask N examples of the pool (2,000).")
+        int | None,
+        typer.Option("--leave-one-out", help="In place of QUERIES: ask N of the pool (2,000; of a model 200)."),
     ] = None,
     recipe_files: Annotated[
         list[Path] | None, typer.Option("--recipe", help="Recipe to try as well.", show_default=False)
@@ -227,16 +232,17 @@ def tune_(
     json_output: JsonFlag = False,
     *,
     tuning: Mapping[str, object],
+    model: Mapping[str, object],
     fields: Mapping[str, object],
     prompt_options: Mapping[str, object],
     embedder: Mapping[str, object],
     limits: Mapping[str, object],
 ) -> None:
-    """Search a better recipe, and keep it if it surely is one.
+    """Search a better recipe, and keep it if it gains on other queries.
 
     \b
     retriever tune tickets.index --dry-run
-    retriever tune tickets.index dev.jsonl --metric majority-vote --try-k 4 --try-k 16 --token-cost 0.01
+    retriever tune tickets.index dev.jsonl --backend openai:gpt-4o-mini --metric exact --max-calls 1000
     """
     from retriever.evaluation.queries import read_qrels
     from retriever.evaluation.tune import tune
@@ -244,6 +250,7 @@ def tune_(
     bad = BadRows(strict=strict)
     asked = _true_queries(queries, fields, format, bad)
     judged = None if qrels is None else read_qrels(qrels)
+    asking = asking_of(model)
     with opened(index, embedder, limits=limits) as retriever, progress() as shown:
         found = tune(
             retriever,
@@ -252,7 +259,9 @@ def tune_(
             qrels=judged,
             recipes={str(file): file for file in recipe_files or ()},
             settings=tune_settings_of(tuning, prompt_options),
+            asking=asking,
             dry_run=dry_run,
+            on_plan=show_tuning_plan,
             progress=shown,
         )
     bad.report()
@@ -350,6 +359,7 @@ def report(
         int | None, typer.Option("-k", "--k", help="How many demonstrations (as the recipes say).", show_default=False)
     ] = None,
     seed: Annotated[int, typer.Option(help="Of samples and resamples.")] = 0,
+    map_by: Annotated[MapBy, typer.Option("--map", help="How the pool is laid out: pca or umap.")] = "pca",
     no_audit: Annotated[bool, typer.Option("--no-audit", help="Do not look for copies and conflicts.")] = False,
     format: Annotated[str | None, typer.Option(help="Format of the queries.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop if a query is bad (exit 7).")] = False,
@@ -370,7 +380,7 @@ def report(
     from retriever.evaluation.report import ReportSettings, write_report
 
     bad = BadRows(strict=strict)
-    settings = ReportSettings(leave_one_out=leave_one_out, k=k, seed=seed, audit=not no_audit)
+    settings = ReportSettings(leave_one_out=leave_one_out, k=k, seed=seed, audit=not no_audit, map=map_by)
     asked = _true_queries(queries, fields, format, bad)
     with opened(index, embedder, trust=trust, limits=limits) as retriever, progress() as shown:
         compared = recipes_of(retriever, recipe_files or ())

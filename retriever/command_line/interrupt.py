@@ -1,4 +1,4 @@
-"""An interrupt of a program that no library can swallow.
+"""An interrupt of a program that no library can swallow; the request to terminate is one as well.
 
 Python raises KeyboardInterrupt wherever the program stands. Where that is a finalizer, or a callback of the import
 system, the exception is printed and forgotten; other code catches everything. Measured on a command that was still
@@ -19,7 +19,7 @@ AGAIN = 1.0
 
 @contextmanager
 def insisting() -> Iterator[None]:
-    """Raises each interrupt again, `AGAIN` seconds apart, until the block is left.
+    """Raises each interrupt again, `AGAIN` seconds apart, until the block is left; SIGTERM is an interrupt too.
 
     A process that was started to ignore interrupts goes on ignoring them.
     """
@@ -38,10 +38,12 @@ def insisting() -> Iterator[None]:
     reported, alarm = sys.unraisablehook, signal.signal(signal.SIGALRM, interrupt)
     sys.unraisablehook = unraisable
     signal.signal(signal.SIGINT, interrupt)
+    terminate = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGALRM, alarm)
+        signal.signal(signal.SIGTERM, terminate)
         sys.unraisablehook = reported

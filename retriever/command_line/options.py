@@ -30,6 +30,7 @@ Rule = Literal["convex", "rrf"]
 Collisions = Literal["error", "escape", "drop"]
 PromptForm = Literal["messages", "text"]
 ExportForm = Literal["demos", "prompts", "messages", "openai-batch", "anthropic-batch"]
+MapBy = Literal["pca", "umap"]
 EvalForm = Literal["table", "json", "csv"]
 
 _SELECTION = "Selection"
@@ -133,14 +134,12 @@ EVALUATION: Mapping[str, object] = {
     "worst": _option(int | None, "--worst", help="Labels and queries that are told (10).", panel=_EVALUATION),
 }
 TUNING: Mapping[str, object] = {
-    "metric": _option(
-        str | None, "--metric", help="What is to be high (the first that eval shows).", panel=_EVALUATION
-    ),
-    "ks": _option(list[int] | None, "--try-k", help="K to try; asks for --token-cost.", panel=_EVALUATION),
+    "metric": _option(str | None, "--metric", help="What is to be high (eval's first; exact).", panel=_EVALUATION),
+    "ks": _option(list[int] | None, "--try-k", help="K to try; see the README.", panel=_EVALUATION),
     "token_cost": _option(float | None, "--token-cost", help="What 1,000 tokens take off.", panel=_EVALUATION),
     "seed": EVALUATION["seed"],
     "resamples": EVALUATION["resamples"],
-    "level": EVALUATION["level"],
+    "level": _option(float | None, "--level", help="Of the intervals (0.8).", panel=_EVALUATION),
 }
 FINE_TUNING: Mapping[str, object] = {
     "epochs": _option(int | None, "--epochs", help="How often each example is a query (1).", panel=_FINE_TUNING),

@@ -4,14 +4,15 @@ What will be asked is settled before the first call: queries in a seeded random 
 next one, as far as the budget reaches when every answer is as long as it may be. So a budget is never exceeded, the
 same one asks the same, however many calls run at once, and what it reaches is a sample of the queries, not their
 beginning. Each answer is kept as soon as it is there; what was interrupted goes on where it stopped, for what is kept
-is not asked again and costs nothing.
+is not asked again and costs nothing. An interrupt waits for the calls that are on their way; those of a process that is
+killed are lost, and are the only ones that are ever repeated.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -170,8 +171,10 @@ def _call_all(
     failures: list[str] = []
     caller = _Caller(asking, cache)
     pool = ThreadPoolExecutor(asking.concurrency, thread_name_prefix="asking")
+    running: dict[str, Future[str]] = {}
     try:
-        running = {key: pool.submit(caller, key, prompt) for key, prompt in prompts.items()}
+        for key, prompt in prompts.items():
+            running[key] = pool.submit(caller, key, prompt)
         for done, (key, future) in enumerate(running.items(), start=1):
             try:
                 known[key] = future.result()
@@ -183,9 +186,27 @@ def _call_all(
                     raise
             progress("asking", done, len(prompts))
     finally:
-        # Of an interrupted run, what is on its way is waited for and kept; what has not begun never is.
-        pool.shutdown(cancel_futures=True)
+        _settle(pool, running.values())
     return failures
+
+
+def _settle(pool: ThreadPoolExecutor, begun: Collection[Future[str]]) -> None:
+    """Waits for the calls that are on their way, so that their answers are kept; what has not begun never does.
+
+    Interrupts that come meanwhile are put off until then: an answer that is paid for is worth the seconds it takes, and
+    no call lasts longer than the backend's timeout.
+    """
+    put_off = None
+    while True:
+        try:
+            # Not by joining the threads: Python 3.11 takes a thread for ended whose join was interrupted.
+            pool.shutdown(wait=False, cancel_futures=True)
+            wait([one for one in begun if not one.cancelled()])
+            break
+        except KeyboardInterrupt as interrupt:
+            put_off = interrupt
+    if put_off is not None:
+        raise put_off
 
 
 class _Caller:

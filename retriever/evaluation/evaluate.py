@@ -114,7 +114,7 @@ def evaluate(
     settings = settings or EvalSettings()
     snapshot = retriever.snapshot
     asked, grades = questions(snapshot, queries, leave_one_out, guard=settings.guard, seed=settings.seed), qrels or {}
-    judges, metrics = _metrics(settings, asked, grades, asking, lambda: _choices(snapshot))
+    judges, metrics = _metrics(settings, asked, grades, asking, lambda: choices_of(snapshot))
     effective = _recipes(retriever, recipes, metrics, settings)
     task = _Task(retriever, snapshot, asked, grades, metrics, settings.prompt, asking is not None, progress)
     measured = {name: task.measure(name, recipe) for name, recipe in effective.items()}
@@ -226,7 +226,7 @@ def _metrics(
     return judges, chosen
 
 
-def _choices(snapshot: Snapshot) -> set[str]:
+def choices_of(snapshot: Snapshot) -> set[str]:
     """The outputs and labels of the pool, normalised; of more than can be a choice, as many as show it."""
     found: set[str] = set()
     for _, example in snapshot.present():

@@ -1,16 +1,18 @@
-"""What `tune` tries: the index's own recipe, and that recipe with another retrieval, strategy or k.
+"""What `tune` tries: the index's own recipe, and that recipe with another retrieval, strategy, k or order.
 
-What the own recipe says of guard, filters, constraints, budget and order stays as it is. The simplest recipes come
-first: of several that the examples do not tell apart, the first is the one to take.
+What the own recipe says of guard, filters, constraints and budget stays as it is. The order in the prompt matters to a
+language model alone, and is searched where one is asked. The simplest recipes come first: of several that are as good,
+the first is the one to take.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from retriever.errors import InvalidInput
+from retriever.ranking.order import ORDERS
 from retriever.ranking.recipe import Options, Recipe
 
 OWN = "own"
@@ -60,18 +62,78 @@ def candidates(
     Returns:
         The candidates, and in a line each what does not go together with the own recipe and is not tried.
     """
+    found, notes = _changed(own, calibrated, _changes(own, ks))
+    for name, recipe in (others or {}).items():
+        found.setdefault(_settings(recipe, calibrated), Candidate(name, recipe))
+    return list(found.values()), notes
+
+
+def _changed(
+    own: Recipe, calibrated: float, changes: Iterable[tuple[str, Options]]
+) -> tuple[dict[str, Candidate], list[str]]:
+    """The own recipe with each of the changes, once by their settings, and what does not go together with it."""
     found: dict[str, Candidate] = {}
     notes: list[str] = []
-    for name, options in _changes(own, ks):
+    for name, options in changes:
         try:
             recipe = own.with_options(options)
         except InvalidInput as error:
             notes.append(f"not tried: {name}: {error}")
             continue
         found.setdefault(_settings(recipe, calibrated), Candidate(name, recipe))
-    for name, recipe in (others or {}).items():
-        found.setdefault(_settings(recipe, calibrated), Candidate(name, recipe))
-    return list(found.values()), notes
+    return found, notes
+
+
+def around(
+    own: Recipe, calibrated: float, recipes: Sequence[Candidate], *, ks: Sequence[int] = ()
+) -> tuple[list[Candidate], list[str]]:
+    """What a language model is asked about: the own recipe, with one thing changed at a time.
+
+    Args:
+        own: The recipe that the index has now.
+        calibrated: The fusion weight that a recipe without one has.
+        recipes: Other retrievals and strategies, which something cheaper found to be the best.
+        ks: Numbers of demonstrations; none for half as many as the own recipe chooses, and twice as many.
+
+    Returns:
+        The own recipe, `recipes`, the own one in every order that is not by chance and with every k; and in a line each
+        what does not go together with it and is not tried.
+    """
+    k = own.select.k
+    orders = [(f"order {name}", Options(order=name)) for name in ORDERS if name != "random"]
+    sizes = [(f"k {size}", Options(k=size)) for size in (ks or (max(1, k // 2), 2 * k))]
+    found, _ = _changed(own, calibrated, [(OWN, Options())])
+    for one in recipes:
+        found.setdefault(_settings(one.recipe, calibrated), one)
+    changed, notes = _changed(own, calibrated, [*orders, *sizes])
+    return list((found | {key: one for key, one in changed.items() if key not in found}).values()), notes
+
+
+def combined(own: Recipe, ranked: Sequence[Candidate]) -> Candidate | None:
+    """The best recipe, the best order and the best k in one, each of which was tried alone.
+
+    Args:
+        own: The recipe that they were changed from.
+        ranked: Those that are better than the own one, the best first.
+
+    Returns:
+        None where no two things change.
+    """
+    recipe, names, seen = own, list[str](), set[str]()
+    for one in ranked:
+        order, k = one.recipe.order != own.order, one.recipe.select.k != own.select.k
+        rest = replace(one.recipe, order=own.order, select=replace(one.recipe.select, k=own.select.k)) != own
+        parts = {name for name, differs in (("order", order), ("k", k), ("recipe", rest)) if differs}
+        if not parts or parts & seen:
+            continue
+        seen |= parts
+        names.append(one.name)
+        recipe = replace(
+            one.recipe if rest else recipe,
+            order=one.recipe.order if order else recipe.order,
+            select=replace((one.recipe if rest else recipe).select, k=(one.recipe if k else recipe).select.k),
+        )
+    return Candidate(", ".join(names), recipe) if len(names) > 1 else None
 
 
 def _changes(own: Recipe, ks: Sequence[int]) -> Iterator[tuple[str, Options]]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
+import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -250,6 +254,57 @@ def test_a_run_that_was_killed_goes_on_without_a_repeated_call(tmp_path):
     before = done.stdout
     assert attempt(0).stdout == before
     assert len((tmp_path / "calls").read_text().splitlines()) == 22
+
+
+INTERRUPTED = """
+import json, sys, time
+from pathlib import Path
+from retriever import Retriever, evaluate
+from retriever.command_line.interrupt import insisting
+from retriever.evaluation.asking import Asking
+from retriever.evaluation.evaluate import EvalSettings
+from tests.evaluation.test_asking import QUERIES, RECIPES
+from tests.support import embed
+
+folder, seconds = Path(sys.argv[1]), float(sys.argv[2])
+
+def backend(prompt):
+    with open(folder / "calls", "a") as calls:
+        calls.write(json.dumps(prompt.messages) + "\\n")
+    time.sleep(seconds)
+    return "eat apple"
+
+with insisting(), Retriever.open(folder / "i", embedder=embed) as retriever:
+    asking = Asking(backend, "b", "b", folder / "answers.sqlite", concurrency=3)
+    evaluate(retriever, RECIPES, QUERIES, settings=EvalSettings(("exact",), resamples=100), asking=asking)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_keeps_what_is_on_its_way_and_no_call_is_ever_repeated(tmp_path, number):
+    build(POOL, tmp_path / "i", weight=0.5).close()
+    calls = tmp_path / "calls"
+
+    def started(seconds):
+        command = [sys.executable, "-c", INTERRUPTED, str(tmp_path), str(seconds)]
+        return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+    # Longer than it takes until an interrupt comes again.
+    with started(2.5) as process:
+        for _ in range(600):
+            if calls.exists() and len(calls.read_text().splitlines()) >= 3:
+                break
+            time.sleep(0.05)
+        process.send_signal(number)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode != 0 and "KeyboardInterrupt" in said
+    assert len(calls.read_text().splitlines()) == 3
+    with closing(sqlite3.connect(tmp_path / "answers.sqlite")) as answers:
+        assert answers.execute("SELECT count(*) FROM answers").fetchone() == (3,)
+    with started(0) as process:
+        assert process.wait(timeout=60) == 0
+    made = calls.read_text().splitlines()
+    assert (len(made), len(set(made))) == (20, 20)
 
 
 def test_the_command_tells_the_cost_first_and_keeps_to_the_budget(tmp_path):

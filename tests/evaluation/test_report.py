@@ -6,6 +6,7 @@ import builtins
 import html
 import json
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from retriever.errors import InvalidInput, MissingDependency
 from retriever.evaluation.report import ReportSettings, write_report
 from retriever.evaluation.report.figures import histogram
 from retriever.evaluation.report.page import plot_library
-from retriever.evaluation.report.projection import principal_axes
+from retriever.evaluation.report.projection import FEWEST, principal_axes, umap_places
 from retriever.evaluation.report.text import shown
 from tests.evaluation.reporting import HOSTILE, ROWS, hostile_rows
 from tests.support import build
@@ -176,6 +177,47 @@ def test_equal_vectors_lie_in_one_place():
     assert found.shares == (0.0, 0.0) and not found.of(np.ones((2, 4), dtype=np.float32) / 2).any()
 
 
+def test_umap_keeps_what_is_alike_together_and_lays_out_the_same_twice():
+    random = np.random.default_rng(0)
+    vectors = np.repeat(np.eye(8)[[0, 3]], 30, axis=0) + 0.1 * random.normal(size=(60, 8))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    vectors[5] = vectors[6]
+    vectors[7] = 0
+    found = umap_places(vectors, 0)
+    assert found.shape == (60, 2) and np.isfinite(found).all()
+    assert np.array_equal(found, umap_places(vectors, 0)) and not np.array_equal(found, umap_places(vectors, 1))
+    # The nearest on the map is of the same group, for all but the vector that is of none.
+    apart = np.linalg.norm(found[:, None] - found[None], axis=2) + np.diag([np.inf] * 60)
+    same = (apart.argmin(axis=1) < 30) == (np.arange(60) < 30)
+    assert same[np.arange(60) != 7].all()
+    assert np.isfinite(umap_places(vectors[:FEWEST], 0)).all()
+
+
+def test_a_map_by_umap_says_so_and_is_the_same_twice(made, tmp_path):
+    _, retriever, plain = made
+    settings = ReportSettings(leave_one_out=20, k=3, map="umap", audit=False)
+    for name in "ab":
+        write_report(retriever, tmp_path / name, settings=settings)
+    text = (tmp_path / "a").read_text(encoding="utf-8")
+    assert text == (tmp_path / "b").read_text(encoding="utf-8")
+    assert "The vectors as UMAP lays them out" in words(text) and "component" not in words(text)
+    assert data(text)["map"]["layout"]["xaxis"]["title"]["text"] == "UMAP 1"
+    assert "The map is by UMAP, of 49 examples" in words(text)
+    assert "The map is by PCA, its axes found from 49 examples" in words(plain)
+
+
+def test_without_umap_the_extra_is_named_before_the_work(made, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(MissingDependency, match=r"demonstration-retriever\[umap\]"):
+        write_report(made[1], tmp_path / "r.html", settings=ReportSettings(map="umap"))
+
+
+def test_two_points_are_laid_out_by_their_axes_alone(tmp_path):
+    retriever = build(ROWS[:1], tmp_path / "i", weight=0.5)
+    write_report(retriever, tmp_path / "r.html", settings=ReportSettings(map="umap", leave_one_out=1))
+    assert "The map is by PCA" in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
 def test_a_histogram_counts_every_value_once_and_the_long_tail_in_its_last_bar():
     values = [1] * 50 + [2] * 49 + [5000]
     bars = histogram("h", "characters", values, whole=True).data[0]
@@ -193,6 +235,8 @@ def test_what_cannot_be_used_is_refused_before_the_work(made, tmp_path):
         write_report(retriever, tmp_path / "r.html", [])
     with pytest.raises(InvalidInput, match="leave_one_out = 0"):
         ReportSettings(leave_one_out=0)
+    with pytest.raises(InvalidInput, match="map = 'tsne'"):
+        ReportSettings(map="tsne")
     assert list(tmp_path.iterdir()) == []
 
 

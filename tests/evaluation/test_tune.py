@@ -14,9 +14,10 @@ import cli
 from retriever import Example, Recipe, Retriever, tune
 from retriever.command_line import improving
 from retriever.errors import InvalidInput
-from retriever.evaluation.halving import halve, simplest
-from retriever.evaluation.intervals import Interval
-from retriever.evaluation.search_space import candidates
+from retriever.evaluation.crossing import Measured, crossed
+from retriever.evaluation.halving import halve, ranked, schedule
+from retriever.evaluation.intervals import Bootstrap, Interval, intervals
+from retriever.evaluation.search_space import Candidate, around, candidates, combined
 from retriever.evaluation.tune import TuneSettings
 from retriever.evaluation.tuned import Gain
 from tests.support import build, embed
@@ -61,37 +62,79 @@ def asked_of(matrix):
 def test_examples_double_and_candidates_halve():
     matrix = np.repeat(np.linspace(0.0, 0.7, 8)[:, None], 80, axis=1)
     measure, calls = asked_of(matrix)
-    values = halve(8, 80, measure)
+    assert halve(8, 80, measure, strict=True) == [7, 0]
+    # The first one stays, whatever it is worth, and of the others the better half.
     assert calls == [
         (list(range(8)), 0, 10),
         ([0, 4, 5, 6, 7], 10, 20),
-        ([0, 5, 6, 7], 20, 40),
-        ([0, 6, 7], 40, 80),
+        ([0, 6, 7], 20, 40),
+        ([0, 7], 40, 80),
     ]
-    assert (~np.isnan(values)).sum(axis=1).tolist() == [80, 10, 10, 10, 20, 40, 80, 80]
 
 
-def test_what_the_examples_do_not_tell_from_the_best_stays():
+def test_what_the_examples_do_not_tell_from_the_best_stays_where_measuring_is_cheap():
     measure, calls = asked_of(np.ones((6, 16)))
-    assert not np.isnan(halve(6, 16, measure)).any()
+    assert halve(6, 16, measure) == list(range(6))
     assert [len(chosen) for chosen, _, _ in calls] == [6, 6, 6, 6]
+    measure, calls = asked_of(np.ones((6, 16)))
+    assert halve(6, 16, measure, strict=True) == [0, 1]
+    assert [len(chosen) for chosen, _, _ in calls] == [6, 4, 3, 2]
 
 
 def test_few_examples_are_measured_once_each():
     measure, calls = asked_of(np.ones((2, 3)))
-    assert not np.isnan(halve(2, 3, measure)).any()
+    assert halve(2, 3, measure) == [0, 1]
     assert [(start, stop) for _, start, stop in calls] == [(0, 1), (1, 2), (2, 3)]
 
 
-def test_of_those_within_one_standard_error_of_the_best_the_first_is_chosen():
-    best = np.tile([0.0, 1.0, 1.0, 1.0], 25)
-    noisy = np.tile([1.0, 1.0, 0.0, 1.0], 25)  # worse by .01 ± .07
-    noisy[0] = 0.0
-    worse = best - 0.01  # worse by .01 without any doubt
-    assert simplest(np.stack([worse, noisy, best])) == 1
-    assert simplest(np.stack([worse, best])) == 1
-    unfinished = np.where(np.arange(100) < 50, noisy, np.nan)
-    assert simplest(np.stack([unfinished, worse, best])) == 2
+@pytest.mark.parametrize("count", [1, 2, 3, 10, 54])
+def test_a_search_measures_as_often_as_its_schedule_says(count):
+    measure, calls = asked_of(np.random.default_rng(count).random((count, 40)))
+    halve(count, 40, measure, strict=True)
+    told = [(one.candidates, one.start, one.stop) for one in schedule(count, 40)]
+    assert [(len(chosen), start, stop) for chosen, start, stop in calls] == told
+
+
+def test_of_equals_the_first_is_the_best_and_what_is_not_known_of_one_counts_for_none():
+    assert ranked(np.array([[0.1, 0.2, 0.3], [0.3, 0.2, 0.1], [0.2, 0.2, 0.3]])) == [2, 0, 1]
+    assert ranked(np.array([[0.0, 1.0], [1.0, np.nan]])) == [1, 0]
+
+
+def by_matrix(matrix):
+    """Candidates whose values stand in a matrix, and how often each was asked for."""
+    tried = [Candidate(str(number), Recipe.of({"select": {"k": number + 1}})) for number in range(len(matrix))]
+    asked = np.zeros(matrix.shape)
+
+    def score(recipes, places):
+        rows = [recipe.select.k - 1 for recipe in recipes]
+        asked[np.ix_(rows, places)] += 1
+        return matrix[np.ix_(rows, places)]
+
+    return Measured(score, matrix.shape[1], tried), asked
+
+
+def test_every_query_is_measured_with_what_the_others_chose():
+    # Candidate 1 is the best on even queries and 2 on odd ones, so that each half chooses what fails on the other.
+    even = np.arange(8) % 2 == 0
+    measured, asked = by_matrix(np.stack([np.full(8, 0.5), np.where(even, 1.0, 0.0), np.where(even, 0.0, 0.9)]))
+
+    def best(places):
+        return ranked(measured(range(3), places))[0]
+
+    found = crossed(measured, best, 2)
+    assert found.own.tolist() == [0.5] * 8 and found.other.tolist() == [0.0] * 8
+    assert found.chosen == 0
+    assert asked.max() == 1
+
+
+def test_without_a_better_recipe_a_gain_is_sure_as_rarely_as_is_said():
+    random, bootstrap, sure = np.random.default_rng(0), Bootstrap(resamples=200, level=0.8), 0
+    for _ in range(200):
+        values = random.random((10, 60))
+        measured, _ = by_matrix(values)
+        found = crossed(measured, lambda places, values=values: ranked(values[:, places])[0], 5, deals=5)
+        sure += intervals((found.other - found.own)[:, None], bootstrap)[0].low > 0
+    assert 0.05 <= sure / 200 <= 0.2
 
 
 def test_the_candidates_are_the_own_recipe_changed_each_once():
@@ -122,6 +165,28 @@ def test_what_does_not_go_together_with_the_own_recipe_is_told():
     assert any(line.startswith("not tried: dense: ") for line in notes)
 
 
+def test_a_model_is_asked_about_one_change_at_a_time():
+    own = Recipe.of({"order": {"by": "edges"}, "select": {"k": 6}})
+    other = Candidate("mmr 0.7", own.with_options({"strategy": "mmr", "options": {"weight": 0.7}}))
+    tried, notes = around(own, 0.5, [other])
+    assert notes == []
+    names = ["own", "mmr 0.7", *(f"order {name}" for name in ("best-last", "best-first", "complexity"))]
+    assert [one.name for one in tried] == [*names, "order label-interleaved", "k 3", "k 12"]
+    assert [one.recipe.select.k for one in around(own, 0.5, [], ks=[2])[0]] == [6, 6, 6, 6, 6, 2]
+
+
+def test_what_is_better_by_itself_is_put_together():
+    own = Recipe()
+    changed = {
+        "mmr": {"strategy": "mmr"}, "dense": {"mode": "dense"}, "k 4": {"k": 4}, "edges": {"order": "edges"}
+    }  # fmt: skip
+    of = {name: Candidate(name, own.with_options(options)) for name, options in changed.items()}
+    both = combined(own, [of["edges"], of["mmr"], of["dense"], of["k 4"]])
+    assert both.name == "edges, mmr, k 4"
+    assert both.recipe == own.with_options({"strategy": "mmr", "k": 4, "order": "edges"})
+    assert combined(own, [of["mmr"], of["dense"]]) is None and combined(own, []) is None
+
+
 def test_selections_by_many_recipes_are_those_of_each_alone(pool):
     recipes = [one.recipe for one in candidates(pool.recipe, 0.5)[0]]
     recipes += [Recipe.of({"guard": {"level": level}, "select": {"k": 3}}) for level in ("off", "near")]
@@ -137,7 +202,7 @@ def test_selections_by_many_recipes_are_those_of_each_alone(pool):
 def test_a_better_recipe_is_measured_on_other_queries_and_becomes_the_default(poor):
     found = tune(poor, QUERIES, settings=QUICK)
     assert found.gain.sure and found.gain.interval.low > 0
-    assert found.settings["queries_to_choose"] == found.settings["queries_to_measure"] == 12
+    assert found.settings["queries"] == found.gain.queries == 24
     assert found.written == poor.generation == "gen-000002"
     assert poor.recipe == found.chosen.recipe and poor.recipe.select.k == 4
     with Retriever.open(poor.path, embedder=embed) as again:
@@ -146,22 +211,21 @@ def test_a_better_recipe_is_measured_on_other_queries_and_becomes_the_default(po
     assert after.chosen.name == "own" and after.written is None
 
 
-def test_the_gain_is_that_of_selecting_by_hand(poor):
+def test_the_figures_are_those_of_selecting_by_hand(poor):
     found = tune(poor, QUERIES, settings=replace(QUICK, metric="hit"), dry_run=True)
-    queries = {q.id: q for q in QUERIES}
-    means = []
-    for recipe in (poor.recipe, found.chosen.recipe):
-        hits = {
-            q.id: float(
-                any(d.example.label == q.label for d in poor.select(replace(q, output=None, label=None), recipe=recipe))
+    for one in (found.tried[0], found.chosen):
+        hits = [
+            float(
+                any(
+                    d.example.label == q.label
+                    for d in poor.select(replace(q, output=None, label=None), recipe=one.recipe)
+                )
             )
-            for q in queries.values()
-        }
-        means.append(fmean(hits.values()))
-    whole = [one for one in found.tried if one.name in ("own", found.chosen.name)]
-    by_half = {one.name: (one.mean + (found.gain.own if one.name == "own" else found.gain.chosen)) / 2 for one in whole}
-    assert by_half["own"] == pytest.approx(means[0])
-    assert by_half[found.chosen.name] == pytest.approx(means[1])
+            for q in QUERIES
+        ]
+        assert one.mean == pytest.approx(fmean(hits)) and one.queries == 24
+    assert found.gain.own == pytest.approx(found.tried[0].mean)
+    assert found.gain.difference == pytest.approx(found.gain.chosen - found.gain.own)
 
 
 def test_a_dry_run_changes_nothing_and_gives_the_same_bytes_twice(poor):
@@ -196,7 +260,7 @@ def test_tables_hold_every_candidate_against_the_chosen_one(poor):
     )
     assert found.tried[0].name == "own" and found.tried[-1].name == "mine"
     assert [one.verdict for one in found.tried].count("chosen") == 1
-    assert found.tried[0].verdict == "worse" and found.tried[0].queries == 12
+    assert found.tried[0].verdict == "worse" and found.tried[0].queries == 24
     for one in found.tried:
         assert one.interval.holds(one.mean) and one.difference_interval.holds(one.difference)
         assert (one.verdict == "worse") == (one.difference_interval.high < 0)
@@ -224,17 +288,15 @@ def test_less_is_better_where_the_metric_says_so(pool):
 
 def test_repeated_queries_count_once(pool):
     found = tune(pool, [*QUERIES, *(replace(q, id=f"{q.id}x", input=f"{q.input}!") for q in QUERIES)], settings=QUICK)
-    assert found.settings["queries_to_choose"] == 12
+    assert found.settings["queries"] == 24
     assert found.notes == ("24 queries are few: only a large gain can be told from chance",)
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"ks": (4,)}, "several k without a token cost"),
         ({"ks": (0,), "token_cost": 0.0}, "k = 0"),
         ({"token_cost": -1.0}, "token_cost = -1.0"),
-        ({"metric": "exact"}, "the metric exact"),
         ({"resamples": 5}, "resamples = 5"),
     ],
 )
@@ -246,6 +308,10 @@ def test_settings_that_mean_nothing_are_refused(settings, said):
 def test_what_cannot_be_tuned_is_refused(pool):
     with pytest.raises(InvalidInput, match="both queries and leave_one_out"):
         tune(pool, QUERIES, leave_one_out=5)
+    with pytest.raises(InvalidInput, match="several k without a token cost"):
+        tune(pool, QUERIES, settings=TuneSettings(ks=(4,)))
+    with pytest.raises(InvalidInput, match="the metric exact without a language model"):
+        tune(pool, QUERIES, settings=TuneSettings(metric="exact"))
     with pytest.raises(InvalidInput, match="7 queries with a label"):
         tune(pool, QUERIES[:7])
     with pytest.raises(InvalidInput, match="neither more nor less is better"):
@@ -289,7 +355,7 @@ def test_the_table_says_what_became_of_it(files, monkeypatch):
     monkeypatch.setattr(improving, "wants_json", lambda flag: False)
     arguments = ("tune", files / "i", files / "asked.jsonl", "--resamples", "200")
     dry, wet, again = run(*arguments, "--dry-run").stdout, run(*arguments).stdout, run(*arguments)
-    assert dry.startswith("precision: 12 queries to choose by, 12 others to measure by, queries\n")
+    assert dry.startswith("precision: 24 queries, queries\n")
     assert dry.endswith("Nothing was changed.\n") and "gain +" in dry
     assert wet.endswith("It is the default of gen-000002.\n")
     assert again.exit_code == 0 and again.stdout.endswith("as far as the queries tell. Nothing was changed.\n")

@@ -17,6 +17,7 @@ from indexes.files import remove, rename, sync_directory, write_bytes
 from retriever.errors import InvalidInput
 from retriever.evaluation.report.gathering import ReportSettings, gather
 from retriever.evaluation.report.page import page, plot_library
+from retriever.evaluation.report.projection import require_umap
 from retriever.recipes import RecipeLike
 from retriever.retriever import QueryLike, Retriever
 
@@ -52,7 +53,7 @@ def write_report(
 
     Raises:
         InvalidInput: No folder to write in, no query, or a recipe or option that cannot be used.
-        MissingDependency: plotly or Jinja is not installed.
+        MissingDependency: plotly or Jinja is not installed, or UMAP where the map is by it.
         StorageError: The operating system refuses.
     """
     target = Path(path)
@@ -60,8 +61,11 @@ def write_report(
         raise InvalidInput(f"no folder {target.parent} to write {target.name} in", fix="make it first")
     if target.is_dir():
         raise InvalidInput(f"{target} is a folder", expected="the name of a file, such as report.html")
+    settings = settings or ReportSettings()
     library = plot_library()  # a package that is missing is told now, not after the work
-    found = gather(retriever, queries, recipes, settings or ReportSettings(), progress)
+    if settings.map == "umap":
+        require_umap()
+    found = gather(retriever, queries, recipes, settings, progress)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         size = write_bytes(partial, [page(found, library).encode()])

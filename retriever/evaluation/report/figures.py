@@ -186,10 +186,17 @@ def cloud(report: Report) -> Figure:
     ]
     queries: list[Json] = [{**_told(one.query), "picks": list(one.picks)} for one in of.queries]
     first, second = of.shares
+    how, axes = (
+        (
+            f"by the first two principal components of their vectors, which hold {first + second:.0%} of the variance",
+            (f"component 1 ({first:.0%})", f"component 2 ({second:.0%})"),
+        )
+        if of.method == "pca"
+        else ("as UMAP lays out their vectors", ("UMAP 1", "UMAP 2"))
+    )
     return Figure(
         "map",
-        f"Scatter plot of {len(of.examples):,} examples and {len(of.queries):,} queries by the first two principal "
-        f"components of their vectors, which hold {first + second:.0%} of the variance.",
+        f"Scatter plot of {len(of.examples):,} examples and {len(of.queries):,} queries {how}.",
         [
             {
                 "type": "scatter",
@@ -235,8 +242,8 @@ def cloud(report: Report) -> Figure:
             },
         ],
         {
-            "xaxis": {"title": {"text": f"component 1 ({first:.0%})"}, "nticks": 5, "zeroline": False},
-            "yaxis": {"title": {"text": f"component 2 ({second:.0%})"}, "nticks": 5, "zeroline": False},
+            "xaxis": {"title": {"text": axes[0]}, "nticks": 5, "zeroline": False},
+            "yaxis": {"title": {"text": axes[1]}, "nticks": 5, "zeroline": False},
             "showlegend": True,
             "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         },

@@ -16,6 +16,7 @@ from retriever.errors import InvalidInput
 from retriever.evaluation.evaluate import EvalSettings, evaluate, recipes_of
 from retriever.evaluation.queries import as_asked, held_out
 from retriever.evaluation.report.mapping import Map, map_of
+from retriever.evaluation.report.projection import METHODS
 from retriever.evaluation.results import Evaluation, QueryResult
 from retriever.example import Example, Json, as_query
 from retriever.keys import text_hash
@@ -42,11 +43,12 @@ class ReportSettings:
         listed: Rows of each list: worst queries, least covered, most chosen, labels.
         map_examples: Examples on the map; of a larger pool a sample.
         map_queries: Queries on the map.
+        map: How the map is made: `pca`, or `umap`, which needs the extra `umap`.
         audit: Whether the pool is searched for conflicts, copies and outliers, which takes time that grows with the
             square of its size.
 
     Raises:
-        InvalidInput: A value is below 1 (`seed`: below 0).
+        InvalidInput: A value is below 1 (`seed`: below 0), or no such map.
     """
 
     leave_one_out: int = 300
@@ -55,12 +57,15 @@ class ReportSettings:
     listed: int = 10
     map_examples: int = 1500
     map_queries: int = 100
+    map: str = "pca"
     audit: bool = True
 
     def __post_init__(self) -> None:
         for name in ("leave_one_out", "listed", "map_examples", "map_queries"):
             if getattr(self, name) < 1:
                 raise InvalidInput(f"{name} = {getattr(self, name)}", expected="1 or more")
+        if self.map not in METHODS:
+            raise InvalidInput(f"map = {self.map!r}", expected=f"one of {', '.join(METHODS)}")
 
 
 @dataclass(frozen=True)
@@ -227,7 +232,9 @@ def gather(
         missing_labels=_missing_labels(pool, given),
         usage=_usage(snapshot, selections, pool, settings.listed),
         worst=_worst(found, main.name, given, selections, settings.listed),
-        map=map_of(retriever, given, selections, settings.map_examples, settings.map_queries, settings.seed),
+        map=map_of(
+            retriever, given, selections, settings.map_examples, settings.map_queries, settings.seed, settings.map
+        ),
     )
 
 

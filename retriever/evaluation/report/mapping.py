@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retriever.evaluation.report.projection import MOST_ROWS, Projection, principal_axes
+from retriever.evaluation.report.projection import FEWEST, MOST_ROWS, principal_axes, umap_places
 from retriever.example import Example
 from retriever.ranking.seeding import permutation
-from retriever.ranking.strategies.picks import Integers, Reals
+from retriever.ranking.strategies.picks import Reals
 from retriever.retriever import Retriever
 from retriever.selection import Selection
-from retriever.snapshot import Snapshot
 
 MOST_PICKS = 8
 """Choices of a query that the map shows, the best."""
@@ -44,14 +43,16 @@ class Map:
         places: Where they lie, shape (examples, 2).
         chosen: How often each is chosen by all queries.
         queries: Those that are shown.
-        shares: Of the variance, how much each axis holds.
-        fitted: How many examples the axes were found from.
+        method: `pca`, or `umap`.
+        shares: Of the variance, how much each axis holds; zeros for UMAP, whose axes mean nothing.
+        fitted: How many examples the axes were found from, or are laid out.
     """
 
     examples: Sequence[Example]
     places: Reals
     chosen: Sequence[int]
     queries: Sequence[Asked]
+    method: str
     shares: tuple[float, float]
     fitted: int
 
@@ -63,6 +64,7 @@ def map_of(
     examples: int,
     queries: int,
     seed: int,
+    method: str,
 ) -> Map:
     """The map of an index and of queries with their selections.
 
@@ -72,36 +74,42 @@ def map_of(
         selections: What was chosen for each.
         examples: How many examples are sampled; what was chosen for the queries that are shown comes on top.
         queries: How many queries are sampled.
-        seed: Of the samples.
+        seed: Of the samples, and of the layout.
+        method: `pca`, or `umap`, which takes at least `FEWEST` points and is `pca` for fewer.
     """
     snapshot = retriever.snapshot
     alive = np.arange(len(snapshot.rows)) if snapshot.alive is None else np.flatnonzero(snapshot.alive)
     shuffled = alive[permutation(len(alive), seed, "", "map")]
-    fitted = np.sort(shuffled[:MOST_ROWS])
-    projection = principal_axes(snapshot.index.dense.vectors(fitted))
     asked = np.sort(permutation(len(given), seed, "", "map queries")[:queries]).tolist()
     picked = snapshot.places_of(list({one: None for place in asked for one in selections[place].ids[:MOST_PICKS]}))
     shown = np.union1d(shuffled[:examples], np.array(list(picked.values()), dtype=np.int64))
     found = snapshot.examples(shown)
     number = {example.id: place for place, example in enumerate(found)}
     counts = Counter(identity for one in selections for identity in one.ids)
-    where = projection.of(retriever.query_vectors([given[place] for place in asked]))
+    together = np.concatenate(
+        [snapshot.index.dense.vectors(shown), retriever.query_vectors([given[place] for place in asked])]
+    )
+    laid_out = method == "umap" and len(shown) + len(asked) >= FEWEST
+    if laid_out:
+        placed, shares, fitted = umap_places(together, seed), (0.0, 0.0), len(shown)
+    else:
+        rows = np.sort(shuffled[:MOST_ROWS])
+        axes = principal_axes(snapshot.index.dense.vectors(rows))
+        placed, shares, fitted = axes.of(together), axes.shares, len(rows)
+    of_queries = placed[len(shown) :]
     return Map(
         found,
-        _places(snapshot, projection, shown),
+        placed[: len(shown)],
         [counts[example.id] for example in found],
         [
             Asked(
                 given[place],
-                (float(where[row, 0]), float(where[row, 1])),
+                (float(of_queries[row, 0]), float(of_queries[row, 1])),
                 tuple(number[identity] for identity in selections[place].ids[:MOST_PICKS]),
             )
             for row, place in enumerate(asked)
         ],
-        projection.shares,
-        len(fitted),
+        "umap" if laid_out else "pca",
+        shares,
+        fitted,
     )
-
-
-def _places(snapshot: Snapshot, projection: Projection, rows: Integers) -> Reals:
-    return projection.of(snapshot.index.dense.vectors(rows))

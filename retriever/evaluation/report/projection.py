@@ -1,13 +1,23 @@
-"""The pool in two dimensions: principal components (Pearson 1901), the same bits with any number of threads."""
+"""The pool in two dimensions, the same bits with any number of threads.
+
+pca     principal components (Pearson 1901): a straight view, along the two directions in which vectors vary most
+umap    UMAP (McInnes et al. 2018): near stays near, far says little
+"""
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from retriever.errors import MissingDependency
 from retriever.ranking.strategies.picks import Reals
+
+METHODS = ("pca", "umap")
+FEWEST = 4
+"""Points below which there is nothing that UMAP could lay out."""
 
 MOST_ROWS = 1 << 13
 """Rows that axes are found from."""
@@ -46,7 +56,7 @@ def principal_axes(vectors: NDArray[np.float32]) -> Projection:
     Args:
         vectors: Unit or zero rows, shape (n, dim); dim of at least 2, n from 1 to `MOST_ROWS`.
     """
-    grid = np.rint(vectors.astype(np.float64) * _GRID) / _GRID
+    grid = _on_grid(vectors)
     count, dim = grid.shape
     mean = np.array([column.sum() for column in grid.T]) / count
     covariance = (grid.T @ grid) / count - np.multiply.outer(mean, mean)
@@ -60,6 +70,64 @@ def principal_axes(vectors: NDArray[np.float32]) -> Projection:
     total = float(np.trace(covariance))
     shares = np.clip(variances / total, 0.0, 1.0) if total > 1e-12 else np.zeros(2)
     return Projection(mean, axes, (float(shares[0]), float(shares[1])))
+
+
+def _on_grid(vectors: NDArray[np.float32]) -> Reals:
+    """Components rounded to multiples of 2⁻¹⁹, so that sums of their products are exact."""
+    grid: Reals = np.rint(vectors.astype(np.float64) * _GRID) / _GRID
+    return grid
+
+
+def require_umap() -> None:
+    """Makes sure that UMAP is there.
+
+    Raises:
+        MissingDependency: It is not installed.
+    """
+    with warnings.catch_warnings():
+        # The package says of each import that its parametric form, which needs Tensorflow, is not there.
+        warnings.filterwarnings("ignore", "Tensorflow not installed", ImportWarning)
+        try:
+            import umap  # noqa: F401
+        except ImportError as error:
+            raise MissingDependency("umap-learn", "umap", purpose="a map by UMAP") from error
+
+
+def umap_places(vectors: NDArray[np.float32], seed: int) -> Reals:
+    """Where UMAP lays vectors out; those that are to be compared are laid out together.
+
+    Its neighbours are exact, by cosine, and it begins with the principal components: its own approximate neighbours and
+    its spectral start would depend on the number of threads. The layout itself runs in one thread.
+
+    Args:
+        vectors: Unit or zero rows, shape (n, dim), n of at least `FEWEST`.
+        seed: Of the layout.
+
+    Returns:
+        Shape (n, 2).
+
+    Raises:
+        MissingDependency: The extra `umap` is not installed.
+    """
+    require_umap()
+    from umap import UMAP
+
+    grid = _on_grid(vectors)
+    distances = np.clip(1.0 - grid @ grid.T, 0.0, 2.0)
+    np.fill_diagonal(distances, 0.0)
+    start = principal_axes(vectors[:MOST_ROWS]).of(vectors)
+    start = start / max(float(np.abs(start).max()), 1e-12) * 10.0
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "using precomputed metric", UserWarning)
+        layout = UMAP(
+            n_neighbors=min(15, len(vectors) - 1),
+            metric="precomputed",
+            init=start.astype(np.float32),
+            random_state=seed,
+            n_jobs=1,
+        )
+        places: Reals = layout.fit_transform(distances).astype(np.float64)
+    return places
 
 
 def _orthonormal(columns: Reals) -> Reals:

@@ -1,0 +1,169 @@
+"""What a recipe is worth on a query: by a metric of its selection, or by what a language model answers to its prompt.
+
+A token cost, where there is one, is taken off either.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retriever.evaluation.asking import Asking, Cost, ask
+from retriever.evaluation.evaluate import judged
+from retriever.evaluation.halving import Values
+from retriever.evaluation.judge import AnswerMetric
+from retriever.evaluation.judged import Metric
+from retriever.evaluation.queries import Qrels, as_asked
+from retriever.example import Example
+from retriever.prompting import Prompt
+from retriever.prompts import PromptOptions
+from retriever.ranking.recipe import Recipe
+from retriever.retriever import Retriever
+from retriever.selection import Selection
+from retriever.snapshot import Snapshot
+
+Places = NDArray[np.int64]
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The queries, and how they are put to an index.
+
+    Attributes:
+        retriever: The index.
+        snapshot: The view that all selections must come from.
+        queries: With their true outputs and labels.
+        qrels: Relevance judgements.
+        prompt: How prompts are put together.
+        token_cost: What 1,000 tokens of prompt take off the score; None where they do not count.
+        progress: Told the stage, how much of it is done, and how much there is.
+    """
+
+    retriever: Retriever
+    snapshot: Snapshot
+    queries: Sequence[Example]
+    qrels: Qrels
+    prompt: PromptOptions
+    token_cost: float | None
+    progress: Progress
+
+    def selections(self, recipes: Sequence[Recipe], places: Places) -> Iterator[tuple[Selection, ...]]:
+        """For each of some queries its selection by each recipe; what a query is judged by is hidden from it."""
+        followed = [recipe.with_options({"guard": "near"}) for recipe in recipes]
+        hidden = (as_asked(self.queries[place], judged=bool(self.qrels)) for place in places.tolist())
+        for done, made in enumerate(self.retriever.select_each(hidden, followed), start=1):
+            yield made
+            self.progress(f"{len(recipes)} recipes", done, len(places))
+
+    def prompt_of(self, selection: Selection) -> Prompt:
+        """The prompt of a selection."""
+        return self.retriever.prompt(selection, prompt_options=self.prompt)
+
+    def less(self, score: float, tokens: int | None) -> float:
+        """A score less what its prompt costs."""
+        return score - (self.token_cost or 0.0) * (tokens or 0) / 1000
+
+
+class Scorer(Protocol):
+    """What recipes are compared by."""
+
+    def __call__(self, recipes: Sequence[Recipe], places: Places) -> Values:
+        """What each recipe is worth on some of the queries, shape (recipes, queries), NaN where it cannot be told."""
+
+
+@dataclass(frozen=True)
+class ByMetric:
+    """Scores by a metric of selections; less counts as more where less is better.
+
+    Attributes:
+        asked: The queries.
+        objective: The metric.
+    """
+
+    asked: Asked
+    objective: Metric
+
+    def __call__(self, recipes: Sequence[Recipe], places: Places) -> Values:
+        """As `Scorer` says."""
+        values = np.empty((len(recipes), len(places)))
+        for column, made in enumerate(self.asked.selections(recipes, places)):
+            values[:, column] = [self._value(selection, int(places[column])) for selection in made]
+        return values
+
+    def _value(self, selection: Selection, place: int) -> float:
+        asked, truth, tokens = self.asked, self.asked.queries[place], None
+        if not self.objective.judges(truth, asked.qrels.get(truth.id, {})):
+            return np.nan
+        if asked.token_cost is not None or self.objective.name == "tokens":
+            tokens = asked.prompt_of(selection).tokens
+        seen = judged(asked.snapshot, selection, truth, tokens, asked.qrels.get(truth.id, {}))
+        return asked.less(self.objective.better * self.objective(seen), tokens)
+
+
+@dataclass
+class ByAnswers:
+    """Scores by a language model's answers, within what is left of a budget.
+
+    Attributes:
+        asked: The queries.
+        judge: What answers are judged by.
+        asking: The model, with the budget of the whole run.
+        calls: How many calls were made.
+        tokens: The most tokens that they took.
+        failed: How many of them failed.
+        first_failure: What the first of these said; empty for none.
+        left_out: How many prompts the budget left out.
+    """
+
+    asked: Asked
+    judge: AnswerMetric
+    asking: Asking
+    calls: int = 0
+    tokens: int = 0
+    failed: int = 0
+    first_failure: str = ""
+    left_out: int = 0
+    _known: dict[tuple[str, int], Prompt] = field(default_factory=dict)
+
+    def prompts(self, recipes: Sequence[Recipe], places: Places) -> list[list[Prompt]]:
+        """The prompt of each recipe for each of some queries."""
+        keys = [json.dumps(recipe.to_dict(), sort_keys=True) for recipe in recipes]
+        new = np.array([p for p in places.tolist() if any((key, p) not in self._known for key in keys)], np.int64)
+        for place, made in zip(new.tolist(), self.asked.selections(recipes, new), strict=True):
+            self._known.update(
+                {(key, place): self.asked.prompt_of(selection) for key, selection in zip(keys, made, strict=True)}
+            )
+        return [[self._known[key, place] for place in places.tolist()] for key in keys]
+
+    def __call__(self, recipes: Sequence[Recipe], places: Places) -> Values:
+        """As `Scorer` says."""
+        prompts = {str(number): one for number, one in enumerate(self.prompts(recipes, places))}
+        answers = ask(self._left(), prompts, on_cost=self._spent, progress=self.asked.progress)
+        self.failed += answers.failed
+        self.first_failure = self.first_failure or answers.first_failure
+        values = np.full((len(recipes), len(places)), np.nan)
+        for row, (name, texts) in enumerate(answers.texts.items()):
+            for column, (place, text) in enumerate(zip(places.tolist(), texts, strict=True)):
+                if text is not None:
+                    score = self.judge.value(text, self.asked.queries[place])
+                    values[row, column] = self.asked.less(score, prompts[name][column].tokens)
+        return values
+
+    def _left(self) -> Asking:
+        calls, tokens = self.asking.max_calls, self.asking.max_tokens
+        return replace(
+            self.asking,
+            max_calls=None if calls is None else calls - self.calls,
+            max_tokens=None if tokens is None else tokens - self.tokens,
+        )
+
+    def _spent(self, cost: Cost) -> None:
+        self.calls += cost.calls
+        self.tokens += cost.prompt_tokens + cost.answer_tokens
+        self.left_out += cost.left_out
