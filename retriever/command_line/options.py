@@ -142,11 +142,11 @@ TUNING: Mapping[str, object] = {
     "level": _option(float | None, "--level", help="Of the intervals (0.8).", panel=_EVALUATION),
 }
 FINE_TUNING: Mapping[str, object] = {
-    "epochs": _option(int | None, "--epochs", help="How often each example is a query (1).", panel=_FINE_TUNING),
-    "examples": _option(int | None, "--examples", help="The most of an epoch (5,000).", panel=_FINE_TUNING),
-    "batch": _option(int | None, "--batch", help="The most of a step (32).", panel=_FINE_TUNING),
-    "rate": _option(float | None, "--rate", help="The largest step size (0.00005).", panel=_FINE_TUNING),
-    "seed": _option(int | None, "--seed", help="Of the data and the dropout (0).", panel=_FINE_TUNING),
+    "epochs": _option(int | None, "--epochs", help="With --full: rounds over the examples (1).", panel=_FINE_TUNING),
+    "examples": _option(int | None, "--examples", help="With --full: most of an epoch (5,000).", panel=_FINE_TUNING),
+    "batch": _option(int | None, "--batch", help="With --full: the most of a step (32).", panel=_FINE_TUNING),
+    "rate": _option(float | None, "--rate", help="With --full: the largest step size (0.00005).", panel=_FINE_TUNING),
+    "seed": _option(int | None, "--seed", help="With --full: of data and dropout (0).", panel=_FINE_TUNING),
 }
 ASKING: Mapping[str, object] = {
     "backend": _option(str | None, "--backend", help="As of ask; its answers are judged.", panel=_ASKING),
