@@ -3,8 +3,9 @@
     scripts/bench search [--examples 100000] [--dim 384] [--queries 20] [--repeats 5] [--only ROW...] [--json OUT]
 
 Ours and the peers take turns on the same input, in an order that is reversed every time, after a call that does not
-count, save where a first one is meant. Cyclic garbage is not collected meanwhile; threads are as each library has them.
-Of the times the median, the least and the most are shown; ratios are ours to the peer's, of medians.
+count, save where a first one is meant. Each name below has a process of its own. Cyclic garbage is not collected
+meanwhile; threads are as each library has them. Of the times the median, the least and the most are shown; ratios are
+ours to the peer's, of medians.
 
     bm25      BM25 top-10 of 12 terms beside bm25s with numba, by NumPy and compiled: of an index that was not asked
               before, of one that was asked 200 others, of one that was asked the same, and all queries at once; on at
@@ -29,9 +30,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -361,6 +364,17 @@ ROWS: Mapping[str, Callable[[Size, Path], Iterator[Row]]] = {
 }
 
 
+def by_itself(name: str, size: Size, folder: Path) -> list[Row]:
+    """Rows measured in a process of their own: threads that other libraries have left behind slow torch down."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
+        return alone.submit(measured, name, size, folder).result()
+
+
+def measured(name: str, size: Size, folder: Path) -> list[Row]:
+    """The rows of one name."""
+    return list(ROWS[name](size, folder))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints a table, and writes the figures as JSON if asked to."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", 1)[0])
@@ -375,7 +389,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows: list[Row] = []
     with TemporaryDirectory() as folder:
         for name in only:
-            for row in ROWS[name](Size(**options), Path(folder)):
+            for row in by_itself(name, Size(**options), Path(folder)):
                 print(*synthetic.printed(row), sep="\n", flush=True)
                 rows.append(row)
     there = [package for peer, packages in synthetic.PACKAGES.items() if installed(peer) for package in packages]

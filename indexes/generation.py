@@ -25,7 +25,7 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from indexes import files
+from indexes import files, parallel
 from indexes.arrays import parse_npy
 from indexes.current import Current, point
 from indexes.errors import Incompatible, IndexCorrupt, OutOfSpace
@@ -321,7 +321,7 @@ def _check_digests(directory: Path, buffers: Mapping[str, files.Buffer], listed:
     Raises:
         IndexCorrupt: One does not match.
     """
-    threads = min(len(buffers), os.cpu_count() or 1) if sum(map(len, buffers.values())) > _WORTH_THREADS else 1
+    threads = min(len(buffers), parallel.cores()) if sum(map(len, buffers.values())) > _WORTH_THREADS else 1
     with ThreadPoolExecutor(threads) as workers:
         digests = workers.map(_digest, buffers.values()) if threads > 1 else map(_digest, buffers.values())
         for name, digest in zip(buffers, digests, strict=True):

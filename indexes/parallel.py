@@ -14,10 +14,10 @@ Item = TypeVar("Item")
 
 
 def cores() -> int:
-    """How many cores this process may use: those of its affinity mask, where the system has one."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """How many cores this process may use: those it was given, and no more than `OMP_NUM_THREADS` says."""
+    given = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # a list is for nested loops
+    return min(given, int(asked)) if asked.isdecimal() and int(asked) else given
 
 
 def each(work: Callable[[Item], object], items: Sequence[Item]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
@@ -17,7 +16,7 @@ from hypothesis import strategies as st
 
 from retriever.embedders import EmbedderSettings, load_embedder, onnx_sessions
 from retriever.embedders.onnx_engine import MODEL, STATES, OnnxEmbedder
-from retriever.embedders.onnx_sessions import Sessions, cores, open_session
+from retriever.embedders.onnx_sessions import Sessions, open_session
 from tests.support import fail
 
 ROOT = Path(__file__).parent.parent
@@ -220,16 +219,3 @@ def test_the_session_that_was_faster_of_late_is_used_and_the_other_tried_now_and
     assert ask(32) == (28, 4)
     two.seconds = 1.0  # it has gone: the 96th call finds (4.9 + 1) / 2 < 4
     assert ask(32) == (0, 32)
-
-
-@pytest.mark.parametrize(
-    ("asked", "cores_used"),
-    [(None, 4), ("", 4), ("1", 1), ("3", 3), ("64", 4), ("2,1", 2), ("0", 4), ("many", 4), ("-1", 4)],
-)
-def test_cores_are_those_of_the_process_and_no_more_than_openmp_may_use(asked, cores_used, monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 5, 7}, raising=False)
-    if asked is None:
-        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    else:
-        monkeypatch.setenv("OMP_NUM_THREADS", asked)
-    assert cores() == cores_used

@@ -72,6 +72,19 @@ def test_only_cores_of_the_affinity_mask_count():
     assert parallel.cores() == len(before)
 
 
+@pytest.mark.parametrize(
+    ("asked", "cores_used"),
+    [(None, 4), ("", 4), ("1", 1), ("3", 3), ("64", 4), ("2,1", 2), ("0", 4), ("many", 4), ("-1", 4)],
+)
+def test_cores_are_those_of_the_process_and_no_more_than_openmp_may_use(asked, cores_used, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 5, 7}, raising=False)
+    if asked is None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert parallel.cores() == cores_used
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # that this process has threads is the point
 def test_a_forked_process_has_threads_of_its_own(monkeypatch):

@@ -27,8 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexes.late_interaction import TokenVectors
+from indexes.parallel import cores
 from retriever.embedders.base import EmbedderSettings, Prompts, Vectors, first_line, unit_rows
-from retriever.embedders.onnx_sessions import Sessions, cores
+from retriever.embedders.onnx_sessions import Sessions
 from retriever.embedders.torch_models import batches_of
 from retriever.errors import EmbedderError
 

@@ -26,6 +26,8 @@ from weakref import WeakSet
 import numpy as np
 from numpy.typing import NDArray
 
+from indexes.parallel import cores
+
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
@@ -152,10 +154,3 @@ def open_session(path: Path, threads: int) -> InferenceSession:
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3  # errors
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def cores() -> int:
-    """How many this process may use: those it was given, and no more than `OMP_NUM_THREADS` says."""
-    given = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # a list is for nested loops
-    return min(given, int(asked)) if asked.isdecimal() and int(asked) else given
