@@ -159,7 +159,7 @@ class Row:
 
 
 def alternate(
-    calls: Mapping[str, Call], numbers: Sequence[int], *, warm: bool = True, pause: float = 0.0, lead: bool = False
+    calls: Mapping[str, Call], numbers: Sequence[int], *, warm: bool = True, pause: float = 0.0
 ) -> dict[str, list[float]]:
     """Milliseconds of every call, the callers taking turns.
 
@@ -168,7 +168,6 @@ def alternate(
         numbers: What each is called with, one turn after the other.
         warm: Whether each is called once before.
         pause: Seconds of rest before each turn of a caller.
-        lead: Whether what is timed comes right after a call of the same caller, with the number before.
     """
     order = list(calls)
     times: dict[str, list[float]] = {name: [] for name in order}
@@ -178,11 +177,9 @@ def alternate(
     gc.collect()
     gc.disable()
     try:
-        for turn, number in enumerate(numbers):
+        for number in numbers:
             for name in order:
                 time.sleep(pause)
-                if lead:
-                    calls[name](numbers[turn - 1])
                 started = time.perf_counter()
                 calls[name](number)
                 times[name].append(1e3 * (time.perf_counter() - started))

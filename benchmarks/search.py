@@ -283,13 +283,13 @@ def embedder(settings: EmbedderSettings, texts: Sequence[str] = ()) -> Callable[
 
 
 def query_rows(size: Size, folder: Path) -> Iterator[Row]:
-    """Sentences one right after the other, and after a rest, when the model has left the processor's caches.
+    """Sentences one right after the other, and each after a rest, in which cores fall asleep.
 
     Ours has had its turns before the peer is loaded: after torch has computed in the same process, a second thread was
     seen to gain nothing, and a process that embeds by ONNX Runtime does not import torch.
     """
     texts = synthetic.sentences(size.queries * size.repeats)
-    ways = {"after another": True, "after a rest": False}
+    ways = {"one right after another": 0.0, f"after {1e3 * synthetic.SETTLED:.0f} ms of rest": synthetic.SETTLED}
     times: dict[str, dict[str, list[float]]] = {way: {} for way in ways}
     loaders = {OURS: lambda: embedder(EmbedderSettings()), SBERT: synthetic.sbert}
     for name in (name for name in loaders if name == OURS or installed(name)):
@@ -298,10 +298,10 @@ def query_rows(size: Size, folder: Path) -> Iterator[Row]:
         for n in range(BEFORE):
             call(n % len(texts))
         time.sleep(OPENED)
-        for way, lead in ways.items():
-            times[way] |= alternate({name: call}, range(len(texts)), pause=synthetic.SETTLED, lead=lead)
-    for way, lead in ways.items():
-        yield Row(f"one query embedded: {way}", times[way], {OURS: 3.0} if lead else {})
+        for way, pause in ways.items():
+            times[way] |= alternate({name: call}, range(len(texts)), pause=pause)
+    for way, pause in ways.items():
+        yield Row(f"one query embedded, {way}", times[way], {} if pause else {OURS: 3.0})
 
 
 def _one(encode: Callable[[list[str]], Vectors], texts: Sequence[str], n: int) -> Vectors:
