@@ -107,13 +107,19 @@ def bm25_rows(size: Size, folder: Path) -> Iterator[Row]:
     tokens, asked = tokenized(size.examples), tokenized(size.queries, 1)
     postings = Postings.from_documents(tokens)
     peer = synthetic.bm25s_index(tokens) if installed(BM25S) else None
+    for how in loops():
+        yield from single_rows(postings, asked, peer, size.repeats, how)
+        yield block_row(postings, asked, peer, size.repeats, how)
+    if installed(RANK_BM25):
+        yield rank_bm25_row(tokens[:FOR_RANK_BM25], asked)
+
+
+def loops() -> Iterator[str]:
+    """With NumPy alone, as a process begins; then compiled, where there is numba, as it goes on."""
     for how, enough in {"NumPy": math.inf, "compiled": 0}.items():
         with kernels.using(kernels.Loader(enough)):
             if enough or kernels.load() is not None:
-                yield from single_rows(postings, asked, peer, size.repeats, how)
-                yield block_row(postings, asked, peer, size.repeats, how)
-    if installed(RANK_BM25):
-        yield rank_bm25_row(tokens[:FOR_RANK_BM25], asked)
+                yield how
 
 
 def single_rows(postings: Postings, asked: list[list[str]], peer: Any, repeats: int, how: str) -> Iterator[Row]:  # noqa: ANN401
@@ -242,8 +248,9 @@ def select_rows(size: Size, folder: Path) -> Iterator[Row]:
                 min(synthetic.CANDIDATES, len(texts)),
             )
             calls[RAW] = lambda n: (numpy_top(vectors, asked[n], k), bm25s_top(peer, terms[n], k))
-        times = alternate(calls, [*range(len(queries))] * size.repeats)
-        yield Row(f"select, hybrid and MMR, k = 8, {len(texts):,} × {size.dim}", times, {RAW: 1.3})
+        for how in loops():
+            times = alternate(calls, [*range(len(queries))] * size.repeats)
+            yield Row(f"select, hybrid and MMR, {how}, k = 8, {len(texts):,} × {size.dim}", times, {RAW: 1.3})
     index, texts = synthetic_index(size, folder, FOR_STORES)
     with index:
         vectors, few = embed(texts), range(min(5, len(queries)))

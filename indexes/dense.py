@@ -55,8 +55,13 @@ def exact_scores(vectors: Vectors, query: Vectors) -> Scores:
     wide = query.astype(np.float64)
     for start in range(0, len(vectors), _BLOCK_ROWS):
         # NumPy adds up a row in another order when the memory runs by columns.
-        block = vectors[start : start + _BLOCK_ROWS].astype(np.float64, order="C")
-        scores[start : start + _BLOCK_ROWS] = np.where(block.any(axis=1), (block * wide).sum(axis=1), NO_DIRECTION)
+        block = vectors[start : start + _BLOCK_ROWS]
+        products = block.astype(np.float64, order="C")
+        products *= wide
+        sums = products.sum(axis=1)
+        maybe = np.flatnonzero(sums == 0.0)  # few or none: to look at all components takes as long as the products
+        sums[maybe[~block[maybe].any(axis=1)]] = NO_DIRECTION
+        scores[start : start + _BLOCK_ROWS] = sums
     return scores
 
 

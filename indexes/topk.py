@@ -50,7 +50,7 @@ def possible(scores: NDArray[np.floating], k: int, margin: float) -> NDArray[np.
 def _near(scores: NDArray[np.floating], k: int, margin: float) -> NDArray[np.int64]:
     """The places of the scores that are at most `margin` below the k-th largest, ascending."""
     groups = len(scores) // _GROUP
-    if k >= groups:
+    if k == 1 or k >= groups:
         return np.flatnonzero(scores >= _kth(scores, k) - margin)
     # Group i is every score whose place is i modulo their number: maxima of whole rows are fast.
     maxima = scores[: groups * _GROUP].reshape(_GROUP, groups).max(axis=0)

@@ -29,7 +29,7 @@ def effective(selector: Selector, recipe: RecipeLike, options: Options, limits: 
         InvalidInput: A recipe or option that cannot be used, or k over its limit.
         Incompatible: It names a model that only the index has named.
     """
-    chosen = (selector.recipe if recipe is None else Recipe.of(recipe)).with_options(options)
+    chosen = selector.with_options(selector.recipe if recipe is None else Recipe.of(recipe), options)
     _check_k(chosen, limits)
     if recipe is None and "rerank" not in options and chosen.rerank.model is not None:
         # An index may come from anybody; it names no model that a caller with an embedder of his own would load.

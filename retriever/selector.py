@@ -18,7 +18,7 @@ from retriever.example import Example
 from retriever.filters import Filters
 from retriever.ranking.guard import LEVELS, Guard, leak
 from retriever.ranking.pipeline import Check, Lookup, Ranked, Rows, rank
-from retriever.ranking.recipe import Part, Recipe
+from retriever.ranking.recipe import Options, Part, Recipe
 from retriever.ranking.seeding import permutation
 from retriever.ranking.strategies import strategy
 from retriever.ranking.strategies.base import Candidates
@@ -41,6 +41,10 @@ _NO_VECTOR = "the query's text has no vector: ranked by the lexical channel alon
 _NO_MORE = "the pool, the filters and the guard leave no more"
 _SILENT = "neither channel knows anything of the query: the demonstrations are the first ones of the pool"
 
+_SINGLE = (str, int, float, bool, type(None))
+_Asked = tuple[tuple[str, type, object], ...]
+"""Options, each with the type of its value."""
+
 Vectors = Callable[[Sequence[str]], NDArray[np.float32]]
 """From key texts of queries to their vectors, float32, shape (texts, dim)."""
 
@@ -59,7 +63,9 @@ class Selector:
         self._embed = embed
         self._rescorer = rescorer
         self._filters = Filters(snapshot)
-        self._last_filled = Recipe(), Recipe()  # most selections have the same recipe
+        # Most selections are asked for as the one before was.
+        self._last_asked: tuple[Recipe, _Asked, Recipe] = Recipe(), (), Recipe()
+        self._last_filled = Recipe(), Recipe()
         self._shared: dict[str, Rows] = {}
         self._sharing = threading.Lock()
 
@@ -76,6 +82,22 @@ class Selector:
             InvalidInput: It names a strategy of a package that is not installed.
         """
         return Recipe.of(self.snapshot.base.recipe)
+
+    def with_options(self, recipe: Recipe, options: Options) -> Recipe:
+        """The recipe with some keys changed, as `Recipe.with_options` gives it; the last one is kept.
+
+        Raises:
+            InvalidInput: An unknown option, or a value of the wrong type or out of range.
+        """
+        # 1, 1.0 and True are equal, but not all of them are right; what is no single value may change in place.
+        asked: _Asked = tuple((name, type(value), value) for name, value in options.items())
+        if not all(kind in _SINGLE for _, kind, _ in asked):
+            return recipe.with_options(options)
+        before, last, found = self._last_asked
+        if before is not recipe or last != asked:
+            found = recipe.with_options(options)
+            self._last_asked = recipe, asked, found
+        return found
 
     @cached_property
     def labels(self) -> tuple[str, ...]:

@@ -357,6 +357,31 @@ class TestSizes:
         assert len(index.select("card")) == 8
 
 
+class TestOptionsOfTheCallBefore:
+    def test_what_is_equal_to_them_but_of_another_type_is_still_refused(self, index):
+        assert len(index.select("refund", k=1)) == 1
+        for k in (True, 1.5, "1"):
+            with pytest.raises(InvalidInput, match=r"select\.k"):
+                index.select("refund", k=k)
+        assert len(index.select("refund", k=1)) == 1
+
+    def test_a_list_that_was_changed_in_place_is_read_anew(self, index):
+        best = index.select("refund", k=1).ids
+        exclude = []
+        assert index.select("refund", k=1, exclude=exclude).ids == best
+        exclude.extend(best)
+        assert index.select("refund", k=1, exclude=exclude).ids != best
+
+    def test_each_counts_in_the_recipe_that_it_changes(self, index):
+        one, other = Recipe.of({"retrieve": {"mode": "lexical"}}), Recipe.of({"retrieve": {"mode": "dense"}})
+        found = [index.select("refund", recipe=recipe, k=2).recipe for recipe in (one, other, one)]
+        assert [(recipe.retrieve.mode, recipe.select.k) for recipe in found] == [
+            ("lexical", 2),
+            ("dense", 2),
+            ("lexical", 2),
+        ]
+
+
 class TestFilters:
     """Whatever leaves examples out does so before the cut, so that k is filled from what is left."""
 

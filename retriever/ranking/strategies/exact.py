@@ -25,7 +25,7 @@ def on_grid(numbers: NDArray[np.floating]) -> Reals:
     grid = numbers.astype(np.float64, order="C")
     grid *= _GRID
     np.rint(grid, out=grid)
-    grid /= _GRID
+    grid *= 1.0 / _GRID  # a power of two: exact, and faster than dividing
     return grid
 
 
