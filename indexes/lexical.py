@@ -299,7 +299,6 @@ class BM25Index:
         Returns:
             float64, shape (queries, rows).
         """
-        scores = np.empty((len(queries), len(self)))
         # In the order of a query's terms, whatever the part: that is the order in which a row's score is added up.
         wanted: list[list[_Wanted]] = [[] for _ in self._parts]
         for query, terms in enumerate(queries):
@@ -308,6 +307,9 @@ class BM25Index:
                 if found.containing:
                     for place, number, start, stop in found.spans:
                         wanted[place].append(_Wanted(query, number, start, stop, found.idf, times))
+        if not any(wanted):
+            return np.zeros((len(queries), len(self)))  # memory that is never touched costs nothing
+        scores = np.empty((len(queries), len(self)))
         compiled = kernels.current()
         if compiled is None:
             compiled = kernels.after(sum(one.stop - one.start for terms_of in wanted for one in terms_of))
