@@ -11,19 +11,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
 import zlib
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from quality import machine
 
 import retriever.live
 from retriever import Example, Retriever
@@ -115,16 +116,6 @@ def vectors(texts: list[str]) -> NDArray[np.float32]:
     """A random direction for each text, the same for the same text."""
     rows = [np.random.Generator(np.random.PCG64(zlib.crc32(text.encode()))).standard_normal(_DIM) for text in texts]
     return np.array(rows, dtype=np.float32)
-
-
-def machine() -> dict[str, object]:
-    """What the figures depend on."""
-    return {
-        "platform": platform.platform(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("numpy", "demonstration-retriever")},
-    }
 
 
 if __name__ == "__main__":

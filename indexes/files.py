@@ -13,6 +13,7 @@ import fcntl
 import mmap
 import os
 import stat
+import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeAlias
@@ -212,6 +213,7 @@ def locked(path: Path) -> Iterator[None]:
                 os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # a process that was forked meanwhile shares it, and would go on
         os.close(descriptor)
 
 
@@ -226,9 +228,10 @@ class Hold:
             StorageError: It cannot be opened or locked.
         """
         with _reported(path, "cannot be held"):
-            self._descriptor = _open_regular(path)
+            descriptor = _open_regular(path)
+            self._close = weakref.finalize(self, os.close, descriptor)
             try:
-                fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 # Whoever has it to themselves is removing it: for a reader it is gone.
                 self.release()
@@ -239,13 +242,7 @@ class Hold:
 
     def release(self) -> None:
         """Gives up the claim; once is enough, more often does no harm."""
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
-
-    def __del__(self) -> None:
-        if getattr(self, "_descriptor", -1) >= 0:
-            self.release()
+        self._close()
 
 
 @contextlib.contextmanager

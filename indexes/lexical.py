@@ -53,8 +53,8 @@ class BM25:
     def __post_init__(self) -> None:
         if self.variant not in VARIANTS:
             raise InvalidInput(f"BM25 variant {self.variant!r}", expected=f"one of {', '.join(VARIANTS)}")
-        if not (self.k1 > 0 and 0 <= self.b <= 1):
-            raise InvalidInput(f"BM25 with k1={self.k1}, b={self.b}", expected="k1 over 0 and b from 0 to 1")
+        if not (0 < self.k1 < math.inf and 0 <= self.b <= 1):
+            raise InvalidInput(f"BM25 with k1={self.k1}, b={self.b}", expected="k1 over 0, finite, and b from 0 to 1")
 
     @property
     def lower_bound(self) -> float:

@@ -116,7 +116,7 @@ def publish(
     settings: IndexSettings,
     embedder: Callable[[], Embedder],
     stored_embedder: StoredEmbedder,
-    weight: float | Calibration | None,
+    weight: Calibration | None,
     recipe: Mapping[str, Json],
     adaptation: Adaptation | None = None,
     known: Known,
@@ -245,7 +245,7 @@ def about_of(manifest: Manifest) -> dict[str, object]:
 
 
 def _weight(
-    weight: float | Calibration | None,
+    weight: Calibration | None,
     index: HybridIndex,
     pool: Pool,
     texts: Texts,
@@ -256,10 +256,8 @@ def _weight(
     progress: Progress,
 ) -> Calibration:
     """The weight that was given, or the calibrated one."""
-    if isinstance(weight, Calibration):
-        return weight
     if weight is not None:
-        return Calibration(weight, "given")
+        return weight
 
     def queries(rows: Sequence[int]) -> list[Query]:
         numbers = texts.number[np.asarray(rows, dtype=np.int64)].tolist()

@@ -54,15 +54,16 @@ class Filters:
 
     def _where(self, where: Where) -> Mask:
         name = json.dumps(where, sort_keys=True)
-        if name not in self._masks:
+        mask = self._masks.get(name)
+        if mask is None:
             assert where is not None
             test = predicate(where)
             mask = np.zeros(len(self._snapshot.rows), dtype=np.bool_)
             mask[[place for place, example in self._snapshot.present() if test(example)]] = True
             if len(self._masks) >= _KEPT:
-                self._masks.clear()
+                self._masks = {}  # replaced as a whole: another thread may be reading it
             self._masks[name] = mask
-        return self._masks[name]
+        return mask
 
     def _matching(self, field: str, query: Example) -> Mask:
         wanted = query.value(field)

@@ -18,6 +18,7 @@ from retriever.build import Progress
 from retriever.embedders import EmbedderSource
 from retriever.embedders.base import unit_rows
 from retriever.errors import InvalidInput
+from retriever.evaluation.calibration import Calibration
 from retriever.example import Example, Json, as_query
 from retriever.formats import BadRow, BadRowLog, Fields, Limits, Source, read_examples
 from retriever.keys import Key
@@ -140,7 +141,7 @@ class Retriever:
             strict: Whether a bad row fails the build; otherwise bad rows are set aside and reported.
             overwrite: Whether an index that is there gets these examples instead of its own.
             max_memory: Bytes; a build that is predicted to need more is refused before it embeds anything, and a
-                recall that is asked for is met within it.
+                recall that is asked for is met within it. None for what `settings` say, if anything.
             recipe: What `select` goes by where it is told nothing else; see there. The index stores it.
             on_bad: Called with each bad row.
             on_plan: Called before the work starts with what it is predicted to need.
@@ -156,8 +157,10 @@ class Retriever:
         """
         fields = Fields(input, output, rationale, label, id, task, meta)
         index = settings or IndexSettings()
+        room = index.max_memory if max_memory is None else max_memory
         if index.recall is not None:
-            index = replace(index, max_memory=max_memory)
+            index = replace(index, max_memory=room)
+        given = None if weight is None else Calibration(weight, "given")
         bounds = limits or Limits()
         log = BadRowLog()
 
@@ -176,7 +179,7 @@ class Retriever:
         default = Recipe.of(recipe)
         if recipe is not None:
             check_default(default, bounds, index)
-        asked = writing.BuildSettings(index, embedder, weight, strict, overwrite, bounds.rows, max_memory, default)
+        asked = writing.BuildSettings(index, embedder, given, strict, overwrite, bounds.rows, room, default)
         tell = writing.Told(note, progress, on_plan)
         used = writing.build_index(Path(path), read, asked, log=log, tell=tell)
         if log.count and on_bad is None:

@@ -33,6 +33,8 @@ MAX_BLOCK = 256
 """Queries that are embedded at once."""
 _TOGETHER = 64
 """Queries whose examples are read together."""
+_KEPT = 64
+"""Shared blocks that are remembered."""
 MOST_SHARED = 20_000
 """Rows that a shared block is chosen from, where the strategy compares them; of a larger pool a seeded sample."""
 
@@ -236,6 +238,8 @@ class Selector:
         conditions = json.dumps([asdict(part), recipe.filter.where, recipe.filter.exclude, recipe.select.seed])
         with self._sharing:
             if conditions not in self._shared:
+                if len(self._shared) >= _KEPT:
+                    self._shared.clear()
                 self._shared[conditions] = self._choose_shared(part, recipe)
             return self._shared[conditions]
 

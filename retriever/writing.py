@@ -119,7 +119,7 @@ class BuildSettings:
 
     index: IndexSettings
     embedder: EmbedderSource = "auto"
-    weight: float | None = None
+    weight: Calibration | None = None
     strict: bool = False
     overwrite: bool = False
     max_rows: int = Limits.rows

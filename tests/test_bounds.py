@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from support import build, embed
 
-from retriever import Limits, Retriever
+from retriever import IndexSettings, Limits, Retriever
 from retriever.errors import InvalidInput
 from retriever.plan import BuildPlan
 
@@ -97,6 +99,26 @@ def test_a_build_over_the_memory_is_refused_before_the_embedder_is_asked_for_a_t
         build(ROWS, tmp_path / "a", max_memory=needed - 1)
     with build(ROWS, tmp_path / "a", max_memory=needed) as index:
         assert len(index) == 6
+
+
+def test_the_memory_in_the_settings_counts_where_the_build_itself_is_given_none(tmp_path):
+    tight = IndexSettings(recall=0.95, max_memory=100)
+    with pytest.raises(InvalidInput, match="bytes of memory"):
+        build(ROWS, tmp_path / "a", settings=tight)
+    with build(ROWS, tmp_path / "a", settings=tight, max_memory=10**9) as index:
+        assert index.info()["settings"]["max_memory"] == 10**9
+    with build(ROWS, tmp_path / "b", settings=replace(tight, max_memory=10**9)) as index:
+        assert index.info()["settings"]["max_memory"] == 10**9
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1.1, float("nan")])
+def test_a_weight_that_is_no_share_is_refused_before_anything_is_written(tmp_path, weight):
+    with build(ROWS, tmp_path / "a") as index:
+        before = index.generation
+        with pytest.raises(InvalidInput, match="fusion weight"):
+            build(ROWS[:2], tmp_path / "a", overwrite=True, weight=weight)
+        assert not index.refresh()
+        assert index.generation == before
 
 
 def test_a_refused_overwrite_leaves_the_index_as_it_was(tmp_path):

@@ -247,6 +247,31 @@ class TestProcesses:
         assert len(index) == 13
 
 
+FORKER = """
+import os, sys
+from pathlib import Path
+from indexes import files
+
+path, (ends, open_until_then) = Path(sys.argv[1]), os.pipe()
+with files.locked(path):
+    child = os.fork()
+    if not child:
+        os.close(open_until_then)
+        os.read(ends, 1)
+        os._exit(0)
+with files.locked(path):
+    print("locked again", flush=True)
+os.close(open_until_then)
+os.waitpid(child, 0)
+"""
+
+
+def test_a_process_that_was_forked_during_a_change_does_not_keep_the_lock(tmp_path):
+    with program(FORKER, tmp_path / "LOCK") as forker:
+        out, err = forker.communicate(timeout=60)
+    assert (out, err) == ("locked again\n", "")
+
+
 class TestLongReader:
     def test_after_ten_publications_it_answers_from_its_own_state_which_stays_until_it_closes(self, index):
         with Retriever.open(index.path, embedder=embed, note=fail) as reader:

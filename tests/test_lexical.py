@@ -216,7 +216,8 @@ def test_an_index_of_no_segments_has_no_rows():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"variant": "bm25"}, {"k1": 0}, {"k1": -1}, {"k1": float("nan")}, {"b": -0.1}, {"b": 1.1}]
+    "settings",
+    [{"variant": "bm25"}, {"k1": 0}, {"k1": -1}, {"k1": float("nan")}, {"k1": float("inf")}, {"b": -0.1}, {"b": 1.1}],
 )
 def test_settings_outside_their_range_are_refused(settings):
     with pytest.raises(InvalidInput, match=r"BM25"):

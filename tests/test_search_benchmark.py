@@ -84,14 +84,6 @@ def test_a_call_that_is_to_be_warm_is_made_once_without_being_timed():
     assert len(times["a"]) == 2
 
 
-def test_a_call_that_is_to_come_after_another_is_led_by_one_that_is_not_timed():
-    called = []
-    calls = {name: lambda n, name=name: called.append(f"{name}{n}") for name in ("a", "b")}
-    times = synthetic.alternate(calls, [1, 2, 3], warm=False, lead=True)
-    assert called == ["a3", "a1", "b3", "b1", "b1", "b2", "a1", "a2", "a2", "a3", "b2", "b3"]
-    assert len(times["a"]) == len(times["b"]) == 3
-
-
 def test_garbage_is_collected_again_after_a_call_that_fails():
     def fails(number):
         assert not synthetic.gc.isenabled()
@@ -158,7 +150,7 @@ def test_the_program_measures_each_work_in_a_process_of_its_own(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rows", "sizes", "timed"), [(search.query_rows, [1] * 70, [6, 6]), (search.pool_rows, [60] * 3 + [15] * 3, [2, 2])]
+    ("rows", "sizes", "timed"), [(search.query_rows, [1] * 64, [6, 6]), (search.pool_rows, [60] * 3 + [15] * 3, [2, 2])]
 )
 def test_embedding_is_timed_with_whatever_the_default_is(monkeypatch, tmp_path, rows, sizes, timed):
     asked = []

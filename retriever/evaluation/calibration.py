@@ -52,15 +52,22 @@ class Calibration:
 
     Attributes:
         weight: Share of the dense channel.
-        objective: `labels`, `outputs`, or `none` when the pool has neither and the weight is the default.
+        objective: `given`, `labels`, `outputs`, or `none` when the pool has neither and the weight is the default.
         sample: How many examples were held out.
         utilities: The mean utility at each weight of `GRID`; empty without an objective.
+
+    Raises:
+        InvalidInput: The weight is not from 0 to 1.
     """
 
     weight: float
     objective: str
     sample: int = 0
     utilities: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.weight <= 1.0:
+            raise InvalidInput(f"fusion weight {self.weight}", expected="a share of the dense channel, from 0 to 1")
 
     def to_dict(self) -> dict[str, Json]:
         """For the manifest."""
