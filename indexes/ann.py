@@ -21,7 +21,7 @@ Rows: TypeAlias = NDArray[np.int64]
 Mask: TypeAlias = NDArray[np.bool_]
 
 PROPOSALS = 1000
-"""How many rows are proposed to be scored."""
+"""How many rows are proposed to be scored, unless more are asked for."""
 
 TRAIN_ROWS = 1 << 18
 """The most rows that are trained on; for 4,096 cells 64 each, where the least that FAISS's authors advise is 39."""
@@ -201,29 +201,32 @@ class AnnIndex:
             count: How many rows are asked for.
             share: Of the rows that are eligible; of others an inverted file works out none.
         """
+        effort = self.effort * _deeper(count)
         if self._ivf is not None and self.filters:
-            return int(self._index.ntotal) * self.effort / self.most_effort * _harder(share) * share
-        return max(self.effort, count) * _harder(share)
+            return int(self._index.ntotal) * effort / self.most_effort * _harder(share) * share
+        return max(effort, count) * _harder(share)
 
     def search(self, query: Vectors, count: int, eligible: Mask | None) -> Rows:
         """Up to `count` row numbers, nearest first; fewer when the index finds fewer, never a placeholder.
 
-        Where only a share of the rows is eligible, it searches harder; see `_harder`. An index that cannot filter is
-        asked for as many more rows as the share is smaller.
+        Where only a share of the rows is eligible, or more than `PROPOSALS` are asked for, it searches harder; see
+        `_harder` and `_deeper`. An index that cannot filter is asked for as many more rows as the share is smaller.
         """
         if count <= 0 or (eligible is not None and not eligible.any()):
             return np.empty(0, np.int64)
         import faiss
 
         if eligible is None:
-            return self._found(query, count, None)
+            usual = count <= PROPOSALS or not self.filters
+            return self._found(query, count, None if usual else _parameters(self._index, None, _deeper(count)))
         share = int(np.count_nonzero(eligible)) / len(eligible)
         if not self.filters:
             wanted = min(len(eligible), math.ceil(1.25 * count / share) + 10)
             rows = self._found(query, wanted, None)
             return rows[eligible[rows]][:count]
         bitmap = np.packbits(eligible, bitorder="little")
-        return self._found(query, count, _parameters(self._index, faiss.IDSelectorBitmap(bitmap), share))
+        harder = _harder(share) * _deeper(count)
+        return self._found(query, count, _parameters(self._index, faiss.IDSelectorBitmap(bitmap), harder))
 
     def _found(self, query: Vectors, count: int, parameters: faiss.SearchParameters | None) -> Rows:
         found = self._index.search(query.reshape(1, -1), count, params=parameters)[1][0]
@@ -233,19 +236,17 @@ class AnnIndex:
     def propose(self, query: Vectors, count: int, eligible: Mask | None) -> Rows:
         """About `count` rows that may be the nearest, ascending; all eligible ones where that is no more work.
 
-        So it is where they are few, and where the index finds less than half of what is asked for.
+        So it is where a filter leaves few, where at least half of them are asked for, and where the index finds less
+        than half of what is asked for.
         """
-        all_of_them = int(self._index.ntotal)
-        if eligible is None:
-            found = self.search(query, count, None)
-        else:
-            all_of_them = int(np.count_nonzero(eligible))
-            work = self.looks_at(count, max(all_of_them, 1) / len(eligible))
-            if all_of_them <= max(_FEW_ELIGIBLE, 2 * work):
-                return np.flatnonzero(eligible)
+        all_of_them = int(self._index.ntotal) if eligible is None else int(np.count_nonzero(eligible))
+        few = 2 * count
+        if eligible is not None and all_of_them:
+            few = max(few, _FEW_ELIGIBLE, math.floor(2 * self.looks_at(count, all_of_them / len(eligible))))
+        if all_of_them > few:
             found = self.search(query, count, eligible)
-        if 2 * len(found) >= min(count, all_of_them):
-            return np.sort(found)
+            if 2 * len(found) >= count:
+                return np.sort(found)
         return np.arange(all_of_them) if eligible is None else np.flatnonzero(eligible)
 
 
@@ -286,28 +287,31 @@ def _harder(share: float) -> float:
     return (2.0 - share) / share
 
 
-def _parameters(index: faiss.Index, selector: faiss.IDSelector, share: float) -> faiss.SearchParameters:
-    """A filter in the form that this kind of index takes; an index around another one hands it on.
+def _deeper(count: int) -> float:
+    """By how much the effort, which is meant for `PROPOSALS` rows, is raised where more are asked for."""
+    return max(1.0, count / PROPOSALS)
+
+
+def _parameters(index: faiss.Index, selector: faiss.IDSelector | None, harder: float) -> faiss.SearchParameters:
+    """A filter and an effort in the form that this kind of index takes; an index around another one hands them on.
 
     Args:
         index: The index.
-        selector: Lets through what is eligible.
-        share: Of the rows that are eligible.
+        selector: Lets through what is eligible; None for everything.
+        harder: How many times the usual effort.
     """
     import faiss
 
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexPreTransform):
-        return faiss.SearchParametersPreTransform(index_params=_parameters(index.index, selector, share))
+        return faiss.SearchParametersPreTransform(index_params=_parameters(index.index, selector, harder))
     if isinstance(index, faiss.IndexRefine):
         return faiss.IndexRefineSearchParameters(
-            k_factor=index.k_factor, base_index_params=_parameters(index.base_index, selector, share)
+            k_factor=index.k_factor, base_index_params=_parameters(index.base_index, selector, harder)
         )
     if isinstance(index, faiss.IndexHNSW):
-        effort = min(max(int(index.ntotal), 1), math.ceil(index.hnsw.efSearch * _harder(share)))
+        effort = min(max(int(index.ntotal), 1), math.ceil(index.hnsw.efSearch * harder))
         return faiss.SearchParametersHNSW(sel=selector, efSearch=effort)
     if isinstance(index, faiss.IndexIVF):
-        return faiss.SearchParametersIVF(
-            sel=selector, nprobe=min(int(index.nlist), math.ceil(index.nprobe * _harder(share)))
-        )
+        return faiss.SearchParametersIVF(sel=selector, nprobe=min(int(index.nlist), math.ceil(index.nprobe * harder)))
     return faiss.SearchParameters(sel=selector)

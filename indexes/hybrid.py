@@ -2,7 +2,8 @@
 
 Where dense search is exact, both channels score every row, so there are no missing scores and no candidate cut to
 distort the normalisation. Where a FAISS index proposes, its rows and the best lexical rows are candidates, and both
-channels score each of them. The order is total: by descending fused score, then ascending row.
+channels score each of them. Whoever wants more of the eligible rows asks for them: the next best by `deepened`, given
+ones by `extended`. The order is total: by descending fused score, then ascending row.
 """
 
 from __future__ import annotations
@@ -85,9 +86,16 @@ class Fusion:
 class ChannelScores:
     """What both channels say of the rows under consideration, before fusion.
 
+    A fused score is relative to the channels' maxima, or to ranks, among these rows: of all that are eligible where
+    search is exact; else of what is proposed and what has been added since. More rows raise a maximum only where one of
+    them is nearer than all that FAISS found.
+
     Attributes:
         query: The query they were asked.
-        rows: Ascending row numbers, int64, shape (m,).
+        eligible: Ascending numbers of all rows that may be returned, int64; `restricted` leaves them as they are.
+        depth: How many of the best each channel was asked for; where it is all of the eligible ones, as it is where
+            search is exact, all of them are scored.
+        rows: Ascending row numbers, int64, shape (m,); all of them eligible.
         dense: Inner products within `DenseIndex.bound` of the exact ones, float32, shape (m,).
         lexical: BM25 scores, float64, shape (m,).
         dense_speaks: Whether the query has a direction; if not, `dense` is `NO_DIRECTION` everywhere.
@@ -95,6 +103,8 @@ class ChannelScores:
     """
 
     query: Query
+    eligible: Rows
+    depth: int
     rows: Rows
     dense: NDArray[np.float32]
     lexical: Scores
@@ -200,8 +210,7 @@ class HybridIndex:
         for start in range(0, len(queries), some):
             lexical = self.lexical.block([query.terms for query in queries[start : start + some]])
             for i, of_query in enumerate(lexical, start=start):
-                scores, mask = self._score_all(queries[i], dense[i], of_query), masks[i]
-                yield scores if mask is None else scores.restricted(mask)
+                yield self._score_all(queries[i], dense[i], of_query, masks[i])
 
     def _with_alive(self, mask: Mask | None) -> Mask | None:
         if self.alive is None or mask is None:
@@ -217,27 +226,82 @@ class HybridIndex:
                 )
         return np.array([query.vector for query in queries], dtype=np.float32).reshape(len(queries), self.dense.dim)
 
-    def _score_all(self, query: Query, dense: NDArray[np.float32], lexical: Scores) -> ChannelScores:
+    def _score_all(
+        self, query: Query, dense: NDArray[np.float32], lexical: Scores, eligible: Mask | None
+    ) -> ChannelScores:
         directed, known = bool(query.vector.any()), self.lexical.knows(query.terms)
         if not directed:
             dense.fill(NO_DIRECTION)
-        return ChannelScores(query, self._rows, dense, lexical, directed, known)
+        rows = self._rows
+        if eligible is not None:
+            rows, dense, lexical = rows[eligible], dense[eligible], lexical[eligible]
+        return ChannelScores(query, rows, len(rows), rows, dense, lexical, directed, known)
 
     def _score_proposed(self, query: Query, eligible: Mask | None, mode: str) -> ChannelScores:
         """What both channels say of the rows that FAISS or the lexical channel propose."""
         allowed = self._rows if eligible is None else np.flatnonzero(eligible)
-        wanted = min(PROPOSALS, len(allowed))
+        depth = min(PROPOSALS, len(allowed))
         directed, known = bool(query.vector.any()), self.lexical.knows(query.terms)
-        proposed = self.dense.propose(query.vector, wanted, eligible) if directed else allowed[:0]
+        rows, everything = self._propose(query, allowed, eligible, depth, mode)
+        lexical = self.lexical.scores_of(rows, query.terms) if everything is None else everything[rows]
+        dense = self.dense.scores_of(rows, query.vector)
+        return ChannelScores(query, allowed, depth, rows, dense, lexical, directed, known)
+
+    def _propose(
+        self, query: Query, allowed: Rows, eligible: Mask | None, depth: int, mode: str
+    ) -> tuple[Rows, Scores | None]:
+        """About the best `depth` rows of each channel, ascending; the lexical scores of all, where they were needed."""
+        proposed = self.dense.propose(query.vector, depth, eligible) if query.vector.any() else allowed[:0]
         if mode == "dense" and len(proposed):
-            lexical = self.lexical.scores_of(proposed, query.terms)
-        else:
-            everything = self.lexical.scores(query.terms)
-            if known:
-                proposed = np.union1d(proposed, allowed[top(allowed, everything[allowed], wanted)])
-            proposed = proposed if len(proposed) else allowed
-            lexical = everything[proposed]
-        return ChannelScores(query, proposed, self.dense.scores_of(proposed, query.vector), lexical, directed, known)
+            return proposed, None
+        everything = self.lexical.scores(query.terms)
+        if self.lexical.knows(query.terms):
+            proposed = np.union1d(proposed, allowed[top(allowed, everything[allowed], depth)])
+        return (proposed if len(proposed) else allowed), everything
+
+    def deepened(self, scores: ChannelScores, depth: int, *, mode: str) -> ChannelScores:
+        """The same with what each channel proposes when it is asked for `depth` rows, of the eligible ones.
+
+        Where that is all of them, all are under consideration, those included that `restricted` has taken out.
+
+        Args:
+            scores: What `score` gave for the query.
+            depth: How many; no more than before changes nothing.
+            mode: As for `score`.
+        """
+        depth = min(depth, len(scores.eligible))
+        if depth <= scores.depth:
+            return scores
+        mask = None
+        if len(scores.eligible) < len(self):
+            mask = np.zeros(len(self), dtype=np.bool_)
+            mask[scores.eligible] = True
+        rows, _ = self._propose(scores.query, scores.eligible, mask, depth, mode)
+        return replace(self.extended(scores, rows), depth=depth)
+
+    def extended(self, scores: ChannelScores, rows: Rows) -> ChannelScores:
+        """The same with further rows, scored by both channels.
+
+        Args:
+            scores: What `score` gave for the query.
+            rows: Eligible rows, in any order, none that `restricted` has taken out; those that are under consideration
+                already change nothing.
+        """
+        if scores.depth == len(scores.eligible):
+            return scores
+        places = np.searchsorted(scores.rows, rows)
+        known = places < len(scores.rows)
+        known[known] = scores.rows[places[known]] == rows[known]
+        if known.all():
+            return scores
+        new = np.unique(rows[~known])
+        at = np.searchsorted(scores.rows, new)
+        return replace(
+            scores,
+            rows=np.insert(scores.rows, at, new),
+            dense=np.insert(scores.dense, at, self.dense.scores_of(new, scores.query.vector)),
+            lexical=np.insert(scores.lexical, at, self.lexical.scores_of(new, scores.query.terms)),
+        )
 
     def rank(self, scores: ChannelScores, k: int, fusion: Fusion) -> Hits:
         """The k best rows under a fusion; fewer rows give fewer hits.

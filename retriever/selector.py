@@ -281,7 +281,7 @@ class Selector:
         )
         itself = [] if one.own is None else [(one.own, "the query itself")]
         left_out = [*itself, *sorted(ranked.blocked.items()), *sorted(ranked.barred.items())]
-        return _Ranked(one.query, ranked, left_out, len(one.scores.rows), _notes(one.scores, ranked, recipe))
+        return _Ranked(one.query, ranked, left_out, len(one.scores.eligible), _notes(one.scores, ranked, recipe))
 
     def _told(self, some: Sequence[_Ranked], recipe: Recipe) -> Iterator[Selection]:
         """The selections of some queries; their examples are read all at once, one that several have only once."""

@@ -227,6 +227,18 @@ def test_a_filter_works_with_every_kind_of_index(monkeypatch, factory):
             assert 2 * len(proposed) >= min(50, np.count_nonzero(eligible))
 
 
+@pytest.mark.parametrize("part", [None, 0.5], ids=["all", "half"])
+def test_more_rows_asked_for_are_searched_for_as_much_harder(chosen, monkeypatch, part):
+    monkeypatch.setattr("indexes.ann._FEW_ELIGIBLE", 100)
+    eligible = None if part is None else share(part)
+    count, index = 10 * PROPOSALS, chosen[0]
+    for query in QUERIES[:10]:
+        scores = POOL @ query if eligible is None else np.where(eligible, POOL @ query, -2)
+        nearest = set(np.argsort(-scores, kind="stable")[:count].tolist())
+        found = index.propose(query, count, eligible).tolist()
+        assert len(nearest & set(found)) >= 0.8 * count
+
+
 def test_few_eligible_rows_are_all_proposed(chosen):
     eligible = share(0.01)
     assert chosen[0].propose(QUERIES[0], 50, eligible).tolist() == np.flatnonzero(eligible).tolist()

@@ -122,6 +122,67 @@ def test_a_filter_that_lets_nothing_through_a_faiss_index_gives_no_hits():
     assert len(index.rank(scores, 2, Fusion())) == 0
 
 
+@pytest.fixture
+def proposing(monkeypatch):
+    """300 rows of which FAISS and BM25 propose 10 each, and the exact index over the same rows."""
+    for module in ("ann", "hybrid"):
+        monkeypatch.setattr(f"indexes.{module}.PROPOSALS", 10)
+    monkeypatch.setattr("indexes.ann._FEW_ELIGIBLE", 10)
+    vectors = np.random.default_rng(3).normal(size=(300, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    lexical = BM25Index([Postings.from_documents([f"w{row % 7}", f"v{row % 11}"] for row in range(300))])
+    ann = AnnIndex.build("HNSW16", VectorRows(vectors))
+    query = Query(vectors[0] * np.float32(-1), ("w3", "v5"))
+    indexes = [HybridIndex(DenseIndex([Segment.of(vectors)], one), lexical) for one in (ann, None)]
+    return *indexes, query
+
+
+@pytest.mark.parametrize("mask", [None, np.arange(300) % 3 != 1], ids=["all", "some"])
+@pytest.mark.parametrize("mode", ["dense", "hybrid", "lexical"])
+def test_rows_beside_those_proposed_have_the_scores_of_the_exact_index(proposing, mode, mask):
+    index, exact, query = proposing
+    [scores], [everything] = index.score([query], [mask], mode=mode), exact.score([query], [mask])
+    eligible = np.arange(300) if mask is None else np.flatnonzero(mask)
+    assert scores.eligible.tolist() == everything.eligible.tolist() == everything.rows.tolist() == eligible.tolist()
+    assert (scores.depth, everything.depth) == (10, len(eligible))
+    given = eligible[[150, 3, 77, 3]]
+    wider = index.extended(scores, given)
+    assert wider.rows.tolist() == sorted({*scores.rows.tolist(), *given.tolist()})
+    places = np.searchsorted(eligible, wider.rows)
+    assert wider.lexical.tobytes() == everything.lexical[places].tobytes()
+    np.testing.assert_allclose(wider.dense, everything.dense[places], rtol=0, atol=2 * index.dense.bound)
+    told, expected = (one.describe(said, given, Fusion("dense")) for one, said in ((index, wider), (exact, everything)))
+    assert told.fused.tobytes() == expected.fused.tobytes()
+    assert index.extended(wider, given) is wider
+    assert exact.extended(everything, given) is everything
+
+
+@pytest.mark.parametrize("mask", [None, np.arange(300) % 3 != 1], ids=["all", "some"])
+@pytest.mark.parametrize("fusion", [Fusion("dense"), Fusion(), Fusion("lexical"), Fusion(rule="rrf")], ids=repr)
+def test_the_deeper_a_faiss_index_is_asked_the_more_it_proposes_up_to_all(proposing, fusion, mask):
+    index, exact, query = proposing
+    [scores], [everything] = index.score([query], [mask], mode=fusion.mode), exact.score([query], [mask])
+    assert index.deepened(scores, 10, mode=fusion.mode) is scores
+    deeper = index.deepened(scores, 20, mode=fusion.mode)
+    assert deeper.depth == 20
+    assert len(deeper.rows) >= 20
+    assert set(scores.rows.tolist()) < set(deeper.rows.tolist()) < set(everything.rows.tolist())
+    whole = index.deepened(deeper, 1000, mode=fusion.mode)
+    assert (whole.depth, whole.rows.tolist()) == (everything.depth, everything.rows.tolist())
+    hits, wanted = index.rank(whole, 300, fusion), exact.rank(everything, 300, fusion)
+    assert (hits.rows.tobytes(), hits.fused.tobytes()) == (wanted.rows.tobytes(), wanted.fused.tobytes())
+
+
+def test_what_was_taken_out_stays_out_of_rows_that_are_added_but_not_of_the_eligible(proposing):
+    index, _, query = proposing
+    [scores] = index.score([query])
+    best = scores.rows[0]
+    without = scores.restricted(np.arange(300) != best)
+    assert best not in index.extended(without, np.array([0, 299])).rows
+    assert without.eligible.tolist() == list(range(300))
+    assert index.deepened(without, 300, mode="hybrid").rows.tolist() == list(range(300))
+
+
 def test_the_bits_of_an_exact_score_do_not_depend_on_neighbours_or_memory_order():
     vectors = np.random.default_rng(1).normal(size=(50, 33)).astype(np.float32)
     together = exact_scores(vectors, vectors[0]).tolist()

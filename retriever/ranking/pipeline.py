@@ -283,11 +283,15 @@ class _Guarded:
         self.fusion = fusion
         self.check = check
         self.blocked: dict[int, str] = {}
+        self._eligible = scores.eligible
         self._cleared: set[int] = set()
         self._best_hits: Hits | None = None  # by the scores as they are now
 
     def describe(self, rows: Rows) -> Hits:
-        """The scores of rows; those that `first` has ranked already are not worked out again."""
+        """The scores of rows that have passed; those that `first` has ranked already are not worked out again.
+
+        A row that is named or drawn need not be among those that a FAISS index proposed: it is scored now.
+        """
         known = self._best_hits
         if known is not None:
             if np.array_equal(rows, known.rows):
@@ -296,11 +300,12 @@ class _Guarded:
             places = [place_of.get(row, -1) for row in rows.tolist()]
             if -1 not in places:
                 return known.take(np.array(places, dtype=np.int64))
+        self._consider(self.index.extended(self.scores, rows))
         return self.index.describe(self.scores, rows, self.fusion)
 
     def passing(self, rows: Rows) -> Rows:
         """The rows among these that are eligible and that the guard lets pass."""
-        rows = rows[np.isin(rows, self.scores.rows)]
+        rows = rows[np.isin(rows, self._eligible)]
         self._look_at(rows)
         return self._unblocked(rows)
 
@@ -317,12 +322,33 @@ class _Guarded:
             pass
 
     def _best(self, count: int) -> Rows:
-        self._best_hits = self.index.rank(self.scores, count + len(self.blocked), self.fusion)
-        return self._unblocked(self._best_hits.rows)[:count]
+        """The best that are not blocked so far; a FAISS index proposes until they are `count`, or no more are left.
+
+        Each time it is asked for at least twice as many, so that a guard that blocks many is no reason to search often.
+        """
+        while True:
+            wanted = count + len(self.blocked)
+            if wanted > self.scores.depth:
+                self._deepen(max(wanted, 2 * self.scores.depth))
+            self._best_hits = self.index.rank(self.scores, wanted, self.fusion)
+            rows = self._unblocked(self._best_hits.rows)[:count]
+            if len(rows) == count or self.scores.depth == len(self._eligible):
+                return rows
+            self._deepen(2 * self.scores.depth)
+
+    def _deepen(self, depth: int) -> None:
+        deeper = self.index.deepened(self.scores, depth, mode=self.fusion.mode)
+        if deeper is not self.scores:
+            self._consider(deeper)
+            self._take_out(self.blocked)
+
+    def _consider(self, scores: ChannelScores) -> None:
+        if scores is not self.scores:
+            self.scores, self._best_hits = scores, None
 
     def _shuffled(self, shuffle: Rows) -> Rows:
         here = np.zeros(len(self.index), dtype=np.bool_)
-        here[self.scores.rows] = True
+        here[self._eligible] = True
         return self._unblocked(shuffle[here[shuffle]])
 
     def _unblocked(self, rows: Rows) -> Rows:
@@ -342,8 +368,12 @@ class _Guarded:
         reasons = {row: reason for row, reason in zip(new.tolist(), self.check(new), strict=True) if reason is not None}
         self._cleared.update(set(new.tolist()) - set(reasons))
         self.blocked.update(reasons)
-        if reasons and self.fusion.rule != "rrf":
-            keep = np.ones(len(self.index), dtype=np.bool_)
-            keep[list(reasons)] = False
-            self.scores, self._best_hits = self.scores.restricted(keep), None
+        self._take_out(reasons)
         return bool(reasons)
+
+    def _take_out(self, blocked: Mapping[int, str]) -> None:
+        """Leaves blocked rows out of what the others are compared to, unless it is ranks that count."""
+        if blocked and self.fusion.rule != "rrf":
+            keep = np.ones(len(self.index), dtype=np.bool_)
+            keep[list(blocked)] = False
+            self._consider(self.scores.restricted(keep))
