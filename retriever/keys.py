@@ -75,6 +75,12 @@ class Key:
         return any(piece.variable and piece.text.split(".")[0] in ANSWER for piece in self._pieces)
 
     @property
+    def further(self) -> tuple[str, ...]:
+        """The fields in it that a query may lack although they are none of the answer, such as `meta.title`."""
+        names = [piece.text for piece in self._pieces if piece.variable]
+        return tuple(name for name in names if name.split(".")[0] not in (*_ALWAYS, *ANSWER))
+
+    @property
     def is_askable(self) -> bool:
         """Whether a query whose answer is not known has a key text for certain, as far as the answer is concerned."""
         return not self.names_answer or ("$" not in self.spec and any(piece.text in _ALWAYS for piece in self._pieces))

@@ -106,7 +106,6 @@ def trials(
 ) -> Iterator[Mapping[str, Trial]]:
     """Indexes the pool by other keys; see `Retriever.try_keys`."""
     snapshot = live.snapshot
-    keys = [keys] if isinstance(keys, str) else list(keys)
     for place, key in enumerate(keys):
         _check(Key(key), snapshot, keys[:place])
     if keys and (snapshot.base.adaptation is not None or is_tuned(live.encoder.stored.name)):

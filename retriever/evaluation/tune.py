@@ -165,6 +165,7 @@ def tune(
     """
     settings = settings or TuneSettings()
     settings.check(asking)
+    keys = (keys,) if isinstance(keys, str) else tuple(keys)
     if queries is None and leave_one_out is None:
         leave_one_out = LEAVE_ONE_OUT if asking is None else WITH_A_MODEL
     snapshot, grades = retriever.snapshot, qrels or {}
@@ -191,7 +192,7 @@ def tune(
         tuple(_tried(found.measured, chosen, settings.bootstrap, snapshot.key)),
         gain,
         written,
-        (*found.notes, *_few(gain)),
+        (*found.notes, *_few(gain), *([] if leave_one_out is None else _lent(keys))),
     )
 
 
@@ -287,6 +288,15 @@ def _few(gain: Gain) -> list[str]:
     if gain.queries >= _FEW:
         return []
     return [f"{gain.queries} queries are few: only a large gain can be told from chance"]
+
+
+def _lent(keys: Sequence[str]) -> list[str]:
+    """What held-out examples were asked with that the queries to come may lack."""
+    names = list(dict.fromkeys(name for key in keys for name in Key(key).further))
+    if not names:
+        return []
+    listed = ", ".join(names)
+    return [f"the examples were asked with their own {listed}: what that gains holds for queries that come with it"]
 
 
 def _tried(measured: Measured, chosen: int, bootstrap: Bootstrap, key: Key) -> list[Tried]:
