@@ -241,11 +241,10 @@ def tune_(
     embedder: Mapping[str, object],
     limits: Mapping[str, object],
 ) -> None:
-    """Search a better recipe or key, and keep it if it gains on other queries.
+    """Search a better recipe or key; keep it if other queries gain.
 
     \b
-    retriever tune tickets.index --dry-run
-    retriever tune tickets.index --try-key input+output --try-key input+meta.title
+    retriever tune tickets.index --try-key input+output --dry-run
     retriever tune tickets.index dev.jsonl --backend openai:gpt-4o-mini --metric exact --max-calls 1000
     """
     from retriever.evaluation.queries import read_qrels
