@@ -40,7 +40,7 @@ COLUMNS = ("data_set", "metric", "default", "kept", "best", "kept - best", "best
 def measure(data: DataSet, path: Path, leave_one_out: int) -> dict[str, Json]:
     """Tunes one index and looks at the queries afterwards."""
     with Retriever.build(data.pool, path, overwrite=True, note=lambda line: None) as index:
-        tried, _ = candidates(index.recipe, index.snapshot.base.weight)
+        tried, _ = candidates(index.recipe, {None: index.snapshot.base.weight})
     started = time.perf_counter()
     told = tuned(path, leave_one_out)
     took = time.perf_counter() - started

@@ -32,8 +32,8 @@ from retriever.embedders import (
     encode_checked,
     prompts_of,
 )
-from retriever.evaluation.calibration import Calibration, calibrate
-from retriever.example import Json
+from retriever.evaluation.calibration import UNCALIBRATED, Calibration, calibrate
+from retriever.example import Example, Json
 from retriever.keys import Key
 from retriever.plan import BuildPlan
 from retriever.pool import Pool
@@ -137,7 +137,8 @@ def publish(
         known: Where vectors may be had without embedding.
         progress: Told how far the work is.
     """
-    texts = Texts.of(pool, revision, Key(settings.key))
+    key = Key(settings.key)
+    texts = Texts.of(pool, revision, key)
     rows = embed(embedder, texts.texts, stored_embedder.dim, settings.vectors, known=known, progress=progress)
     analyze = analyzer(settings.analyzer)
     postings = Postings.from_documents(analyze(texts.texts[i]) for i in texts.number)
@@ -148,7 +149,9 @@ def publish(
     kind = RankBM25Index if settings.lexical == "rank-bm25" else BM25Index
     # Calibration needs the exact index; whether FAISS proposes the same rows is another question.
     index = HybridIndex(DenseIndex([segment]), kind([postings], settings.scoring()))
-    calibration = _weight(weight, index, pool, texts, embedder, stored_embedder.prompts, adaptation, analyze, progress)
+    calibration = _weight(
+        weight, index, pool, key, texts, embedder, stored_embedder.prompts, adaptation, analyze, progress
+    )
     content = _content(texts, rows, postings)
     if adaptation is not None:
         content |= {f"{name}.npy": npy(array) for name, array in adaptation.arrays(searched).items()}
@@ -185,7 +188,7 @@ def publish(
         revision=revision.number,
         chain=revision.chain,
     )
-    return Published(current, about, calibration, report)
+    return Published(current, about, calibration, key, report)
 
 
 def ann_room(plan: BuildPlan, settings: IndexSettings) -> int | None:
@@ -205,19 +208,23 @@ class Published:
         current: What CURRENT says now.
         about: See `about_index`.
         calibration: The fusion weight, and where it comes from.
+        key: Which text is indexed.
         ann: How dense search finds its rows; None where it is exact and nothing else was asked for.
     """
 
     current: Current
     about: dict[str, object]
     calibration: Calibration
+    key: Key
     ann: AnnReport | None = None
 
     def notes(self) -> Iterator[str]:
         """What a reader should know of it."""
         if self.ann is not None and (line := self.ann.note()):
             yield line
-        if self.calibration.objective == "none":
+        if self.calibration.objective == "none" and not self.key.is_askable:
+            yield f"the key {self.key.spec!r} needs the answer of a query: the fusion weight is 0.5, uncalibrated"
+        elif self.calibration.objective == "none":
             yield "the pool has neither labels nor outputs to calibrate the fusion weight by: it is 0.5"
 
 
@@ -248,6 +255,7 @@ def _weight(
     weight: Calibration | None,
     index: HybridIndex,
     pool: Pool,
+    key: Key,
     texts: Texts,
     embedder: Callable[[], Embedder],
     prompts: Prompts,
@@ -258,19 +266,27 @@ def _weight(
     """The weight that was given, or the calibrated one."""
     if weight is not None:
         return weight
+    if not key.is_askable:
+        return Calibration(UNCALIBRATED, "none")
+
+    def examples(rows: Sequence[int]) -> list[Example]:
+        return pool.fetch(texts.rows[np.asarray(rows, dtype=np.int64)].tolist())
 
     def queries(rows: Sequence[int]) -> list[Query]:
-        numbers = texts.number[np.asarray(rows, dtype=np.int64)].tolist()
-        if prompts.query == prompts.example:
+        if key.names_answer:
+            asked = [key.asked_text(example) for example in examples(rows)]
+        else:
+            asked = [texts.texts[i] for i in texts.number[np.asarray(rows, dtype=np.int64)].tolist()]
+        if prompts.query == prompts.example and not key.names_answer:
             vectors = index.dense.vectors(np.asarray(rows, dtype=np.int64))
         else:
-            vectors = encode_checked(embedder(), [texts.texts[i] for i in numbers], prefix=prompts.query)
+            vectors = encode_checked(embedder(), asked, prefix=prompts.query)
             vectors = vectors if adaptation is None else adaptation.moved(vectors)
-        return [Query(vector, tuple(analyze(texts.texts[i]))) for vector, i in zip(vectors, numbers, strict=True)]
+        return [Query(vector, tuple(analyze(text))) for vector, text in zip(vectors, asked, strict=True)]
 
     return calibrate(
         index,
-        examples=lambda rows: pool.fetch(texts.rows[np.asarray(rows, dtype=np.int64)].tolist()),
+        examples=examples,
         queries=queries,
         copies=texts.number,
         progress=lambda done, total: progress("calibrating", done, total),

@@ -86,6 +86,15 @@ def with_content_id(example: Example) -> Example:
     return replace(example, id=hashlib.sha256(canonical.encode()).hexdigest()[:24])
 
 
+ANSWER = ("output", "rationale", "label")
+"""What a query is judged by: fields of an example that a query whose answer is not known does not have."""
+
+
+def unanswered(example: Example) -> Example:
+    """The example as a query whose answer is not known."""
+    return replace(example, output=None, rationale=None, label=None)
+
+
 def as_query(query: str | Mapping[str, Json] | Example) -> Example:
     """A query from text, a mapping with at least `input`, or an example.
 

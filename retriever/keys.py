@@ -6,15 +6,20 @@ import hashlib
 from dataclasses import dataclass, field, fields
 
 from retriever.errors import InvalidInput
-from retriever.example import Example, render
+from retriever.example import ANSWER, Example, render, unanswered
 from retriever.placeholders import Piece, parse
 
 _ATTRIBUTES = tuple(f.name for f in fields(Example))
+_ALWAYS = ("id", "input")
+"""Attributes that every example and every query has."""
 
 
 @dataclass(frozen=True)
 class Key:
     """The text that stands for an example or a query in the index; both sides are built by the same rule.
+
+    An example of the pool that asks, to measure or to learn something, asks without its answer: by `input+output` the
+    pool is indexed with its outputs, and asked by inputs alone.
 
     Attributes:
         spec: One of: a field (`input`, the default; `meta.title`); several fields joined by line breaks
@@ -55,6 +60,30 @@ class Key:
         if not texts:
             raise self._missing(example, self.spec)
         return "\n".join(texts)
+
+    def asked_text(self, example: Example) -> str:
+        """The key text of an example that is asked as a query: without its output, rationale and labels.
+
+        Raises:
+            InvalidInput: Nothing is left of it, or the key needs the answer.
+        """
+        return self.text(unanswered(example) if self.names_answer else example)
+
+    @property
+    def names_answer(self) -> bool:
+        """Whether a field of the answer is in it: output, rationale or label."""
+        return any(piece.variable and piece.text.split(".")[0] in ANSWER for piece in self._pieces)
+
+    @property
+    def further(self) -> tuple[str, ...]:
+        """The fields in it that a query may lack although they are none of the answer, such as `meta.title`."""
+        names = [piece.text for piece in self._pieces if piece.variable]
+        return tuple(name for name in names if name.split(".")[0] not in (*_ALWAYS, *ANSWER))
+
+    @property
+    def is_askable(self) -> bool:
+        """Whether a query whose answer is not known has a key text for certain, as far as the answer is concerned."""
+        return not self.names_answer or ("$" not in self.spec and any(piece.text in _ALWAYS for piece in self._pieces))
 
     def _value(self, example: Example, name: str) -> str:
         value = example.value(name)

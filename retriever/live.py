@@ -58,7 +58,7 @@ class LiveIndex:
         except BaseException:
             self._pool.close()
             raise
-        self.selector = self._selector(snapshot)
+        self.selector = self.selector_of(snapshot)
 
     @property
     def snapshot(self) -> Snapshot:
@@ -133,6 +133,16 @@ class LiveIndex:
         """What embeds queries and new examples."""
         return self._encoder
 
+    def selector_of(self, snapshot: Snapshot, encoder: QueryEncoder | None = None) -> Selector:
+        """What answers queries from a view.
+
+        Args:
+            snapshot: The view.
+            encoder: What embeds its queries; None for the index's own.
+        """
+        shared = self._rescoring if encoder is None else Rescoring(encoder)
+        return Selector(snapshot, shared.encoder.queries, Rescorer(snapshot, shared))
+
     def compact(
         self, session: writing.Session, recipe: Recipe | None = None, searched: writing.Searched | None = None
     ) -> None:
@@ -143,16 +153,18 @@ class LiveIndex:
     def embed_again(
         self,
         session: writing.Session,
-        embedder: Embedder,
+        embedder: Callable[[], Embedder],
         about: StoredEmbedder,
         weight: Calibration | None,
         progress: Progress,
+        rekeyed: writing.Rekeyed | None = None,
     ) -> None:
-        """Publishes a generation whose vectors are another embedder's; see `writing.embed_again`."""
+        """Publishes a generation of other vectors, or of another key; see `writing.embed_again`."""
         if self.snapshot.changed:
             self.compact(session)
-        writing.embed_again(session, self.snapshot, embedder, about, weight, progress)
-        if not (isinstance(self._given, EmbedderSettings) and self._given.name == "auto"):
+        writing.embed_again(session, self.snapshot, embedder, about, weight, progress, rekeyed)
+        same = about.manifest == self._encoder.stored.manifest
+        if not (same or (isinstance(self._given, EmbedderSettings) and self._given.name == "auto")):
             self._given = None  # what the caller brought was the former one
         self._move_to(self._open())
 
@@ -176,11 +188,8 @@ class LiveIndex:
         if stored.manifest != self._encoder.stored.manifest:
             self._use(stored)
         if snapshot is not self.snapshot:
-            self.selector = self._selector(snapshot)
+            self.selector = self.selector_of(snapshot)
 
     def _use(self, stored: StoredEmbedder) -> None:
         self._encoder = QueryEncoder(stored, self._given, self._note)
         self._rescoring = Rescoring(self._encoder)
-
-    def _selector(self, snapshot: Snapshot) -> Selector:
-        return Selector(snapshot, self._encoder.queries, Rescorer(snapshot, self._rescoring))

@@ -11,10 +11,13 @@ from indexes import generation as generations
 from indexes.current import Current, current_path
 from indexes.generation import Generation
 from retriever import verified
+from retriever.embedders import same_space
 from retriever.errors import IndexCorrupt, IndexMissing
 from retriever.pool import Pool
 from retriever.revisions import Revision
+from retriever.settings import IndexSettings
 from retriever.snapshot import Base, Snapshot
+from retriever.stored_embedder import StoredEmbedder
 
 _ATTEMPTS = 10
 
@@ -139,9 +142,20 @@ def _substitute(
     """The view of the newest intact generation, moved on as far as the pool has the vectors of what came later."""
     generation = generations.open_substitute(root, damage, before=before, verify=verify, note=note)
     view = _view(generation, pool, verify=verify)
-    if newest is None or newest.number <= view.revision.number:
+    if newest is None or newest.number <= view.revision.number or not _fits(generation, pool):
         return view
     return view.advanced(newest) or view
+
+
+def _fits(generation: Generation, pool: Pool) -> bool:
+    """Whether the vectors of later additions are of the generation's embedder and key, as far as the pool has noted."""
+    about = pool.about()
+    if about is None:
+        return True
+    here, newest = (StoredEmbedder(dict(one["embedder"]), {}) for one in (generation.manifest, about))  # type: ignore[call-overload]
+    learned = here.manifest.get("learned") == newest.manifest.get("learned")
+    keys = {IndexSettings.from_manifest(one["settings"]).key for one in (generation.manifest, about)}
+    return len(keys) == 1 and learned and same_space(here.fingerprint, newest.fingerprint)
 
 
 def _view(generation: Generation, pool: Pool, *, verify: bool) -> Snapshot:

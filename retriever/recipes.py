@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
 
 from retriever.errors import Incompatible, InvalidInput
-from retriever.example import Json
+from retriever.example import Example, Json, as_query
 from retriever.formats import Limits
 from retriever.ranking.recipe import Options, Recipe
-from retriever.selector import Selector
+from retriever.selection import Selection
+from retriever.selector import MAX_BLOCK, Selector
 from retriever.settings import IndexSettings
 
 RecipeLike: TypeAlias = "Recipe | Mapping[str, Json] | str | Path | None"
@@ -38,6 +40,26 @@ def effective(selector: Selector, recipe: RecipeLike, options: Options, limits: 
             fix=f"pass rerank={chosen.rerank.by!r} if it is to be trusted (--rerank), or a recipe of your own",
         )
     return chosen
+
+
+def select_each(
+    selector: Selector,
+    queries: Iterable[str | Mapping[str, Json] | Example],
+    recipes: Sequence[RecipeLike],
+    limits: Limits,
+) -> Iterator[tuple[Selection, ...]]:
+    """For each query its selection by each of several recipes; see `Retriever.select_each`.
+
+    Args:
+        selector: The view that answers.
+        queries: Taken from the iterable in blocks.
+        recipes: Each as for `effective`.
+        limits: Of k.
+    """
+    settings = [effective(selector, recipe, {}, limits) for recipe in recipes]
+    remaining = iter(queries)
+    while block := [as_query(query) for query in islice(remaining, MAX_BLOCK)]:
+        yield from selector.select_each(block, settings)
 
 
 def check_default(recipe: Recipe, limits: Limits, settings: IndexSettings) -> None:

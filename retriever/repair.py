@@ -206,6 +206,11 @@ class _Remains:
             left = generations.salvage(root, name)
             if left is None or left.manifest["embedder"] != about["embedder"]:
                 continue
+            revisions.append(pool_revision(left.manifest))
+            if not learned:
+                learned = _learned(StoredEmbedder.from_generation(left))
+            if _key(left.manifest) != _key(about):
+                continue  # its vectors are of other texts
             with contextlib.suppress(IndexCorrupt):
                 vectors |= _where(left, about)  # these have a hash of their own
             with contextlib.suppress(IndexCorrupt):
@@ -215,11 +220,12 @@ class _Remains:
             with contextlib.suppress(IndexCorrupt):
                 if adaptation is None and FILE in about and left.manifest.get(FILE) == about[FILE]:
                     adaptation = Adaptation.from_generation(left)
-            if not learned:
-                learned = _learned(StoredEmbedder.from_generation(left))
-            revisions.append(pool_revision(left.manifest))
         newest = max(revisions, key=lambda revision: revision.number)
         return cls(about, newest, vectors, tokens, learned, adaptation)
+
+
+def _key(about: Mapping[str, object]) -> str:
+    return IndexSettings.from_manifest(about["settings"]).key
 
 
 def _where(left: Generation, about: Mapping[str, object]) -> dict[int, _Place]:
@@ -272,7 +278,7 @@ def _rebuild(
     embedder: Embedder | None = None
     if about.is_fitted and about.files:
         embedder = about.fitted(note)
-    elif about.is_fitted or not complete or (weight is None and about.prompts.query != about.prompts.example):
+    elif about.is_fitted or not complete or (weight is None and _embeds_queries(key, about)):
         embedder, now = load_for(key, given or about.source, pool, revision, note)
         if now.space != about.space:
             note(f"the embedder is not to the last bit what it was: all {len(texts):,} texts are embedded again")
@@ -298,6 +304,11 @@ def _rebuild(
 def _given(fusion: Calibration) -> Calibration | None:
     """The fusion weight that the user has given; None, so that it is calibrated again, for any other."""
     return fusion if fusion.objective == "given" else None
+
+
+def _embeds_queries(key: Key, about: StoredEmbedder) -> bool:
+    """Whether a calibration embeds the examples that it asks: as queries they have other vectors."""
+    return about.prompts.query != about.prompts.example or key.names_answer
 
 
 def _present(embedder: Embedder | None) -> Embedder:

@@ -31,7 +31,7 @@ class Rescoring:
 
     def __init__(self, encoder: QueryEncoder) -> None:
         self.encoder = encoder
-        # By the pool's row number, which never stands for another text.
+        # By key and the pool's row number, which together never stand for another text.
         self.tokens: Cache[TextTokens] = Cache(_CACHE_BYTES)
         self._cross_encoders: dict[str, CrossEncoderScorer] = {}
         self._loading = threading.Lock()
@@ -127,8 +127,7 @@ class Rescorer:
             made = self._shared.encoder.example_tokens(self._texts(missing))
             for row, tokens in zip(missing.tolist(), made, strict=True):
                 found[row] = tokens
-                number = int(self._snapshot.rows[row])
-                self._shared.tokens.put(number, tokens, tokens.vectors.nbytes + tokens.ids.nbytes)
+                self._shared.tokens.put(self._name(row), tokens, tokens.vectors.nbytes + tokens.ids.nbytes)
         texts = [tokens.vectors for tokens in (found[row] for row in rows.tolist()) if tokens is not None]
         return TokenVectors.of(texts, dim, np.float16)
 
@@ -136,4 +135,8 @@ class Rescorer:
         stored = self._snapshot.base.tokens
         if stored is not None and row < len(stored):
             return stored.text(row)
-        return self._shared.tokens.get(int(self._snapshot.rows[row]))
+        return self._shared.tokens.get(self._name(row))
+
+    def _name(self, row: int) -> tuple[str, int]:
+        """What its tokens are kept under."""
+        return self._snapshot.key.spec, int(self._snapshot.rows[row])

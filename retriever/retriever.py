@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -27,7 +28,7 @@ from retriever.plan import BuildPlan
 from retriever.prompting import Prompt
 from retriever.prompts import PromptOptions, prompt_for
 from retriever.ranking.recipe import Options, Recipe
-from retriever.recipes import RecipeLike, check_default, effective
+from retriever.recipes import RecipeLike, check_default, effective, select_each
 from retriever.selection import Selection
 from retriever.selector import MAX_BLOCK
 from retriever.settings import IndexSettings
@@ -36,6 +37,7 @@ from retriever.snapshot import Snapshot
 if TYPE_CHECKING:
     from retriever.adaptation.adapt import Adapted, Teacher
     from retriever.adaptation.training import FinetuneSettings
+    from retriever.evaluation.key_search import Trial
 
 QueryLike: TypeAlias = "str | Mapping[str, Json] | Example"
 Note: TypeAlias = Callable[[str], None]
@@ -290,11 +292,7 @@ class Retriever:
             queries: As for `select`; taken from the iterable in blocks.
             recipes: Each as for `select`.
         """
-        selector = self._live.selector
-        settings = [effective(selector, recipe, {}, self._limits) for recipe in recipes]
-        remaining = iter(queries)
-        while block := [as_query(query) for query in islice(remaining, MAX_BLOCK)]:
-            yield from selector.select_each(block, settings)
+        return select_each(self._live.selector, queries, recipes, self._limits)
 
     def query_vectors(self, queries: Iterable[QueryLike]) -> NDArray[np.float32]:
         """The vectors that stand for queries, float32, shape (queries, dim); comparable with those of the index.
@@ -403,6 +401,29 @@ class Retriever:
             "bytes": size,
             **{name: cast(Json, manifest[name]) for name in _SHOWN if name in manifest},
         }
+
+    def try_keys(
+        self, keys: Sequence[str], *, progress: Progress = _silent
+    ) -> AbstractContextManager[Mapping[str, Trial]]:
+        """Indexes the pool by other keys as well, all else as it is, to compare what is selected; see `tune`.
+
+        Each lies in a temporary directory, which is gone at the end. The index itself does not change unless one is
+        kept: `Trial.keep`.
+
+        Args:
+            keys: Which text of an example to index; see `retriever.keys.Key`.
+            progress: Told how far the work is.
+
+        Raises:
+            InvalidInput: A key is the index's own, or is named twice; it gives every example the text that it has
+                already, lacks a field of one, or needs the answer that a query does not have; or the index is adapted.
+            EmbedderError: The embedder cannot be loaded or fails.
+            Incompatible: The embedder is not the one it was, or is not at hand.
+            StorageError: The operating system refuses; `OutOfSpace` when the disk has no room.
+        """
+        from retriever.evaluation.key_search import trials
+
+        return trials(self._live, keys, self._limits, self._note, progress)
 
     # Writing
 

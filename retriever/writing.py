@@ -205,7 +205,7 @@ def _build(
             stored_embedder=about,
             weight=settings.weight,
             recipe=settings.recipe.to_dict(),
-            known=_Reused(_indexed(session, about, settings.index.vectors), saved),
+            known=Reused(_indexed(session, about, settings.index.vectors), saved),
             progress=tell.progress,
         )
     except BaseException:
@@ -273,8 +273,13 @@ def _indexed(session: Session, about: StoredEmbedder, vectors: str) -> Snapshot 
     return view if same and gives(view.base.settings.vectors, vectors) else None
 
 
-class _Reused:
-    """The vectors and tokens of what is indexed already, and the vectors that an interrupted build has saved."""
+class Reused:
+    """The vectors and tokens of what is indexed already, and the vectors that an interrupted build has saved.
+
+    Args:
+        indexed: What is indexed; None for nothing.
+        saved: What an interrupted build has saved; None where nothing is, or is to be.
+    """
 
     def __init__(self, indexed: Snapshot | None, saved: SavedVectors | None = None) -> None:
         self._indexed = indexed
@@ -292,6 +297,7 @@ class _Reused:
             self._with_tokens = dict([*zip(removed, gone, strict=True), *kept])
 
     def vectors(self, texts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """As `Known` says."""
         saved = self._saved.get if self._saved is not None else lambda text: None
         found = {text: vector for text in texts if (vector := saved(text)) is not None}
         here = [text for text in texts if text in self._places]
@@ -301,10 +307,12 @@ class _Reused:
         return found
 
     def tokens(self, text: str) -> TextTokens | None:
+        """As `Known` says."""
         place = self._with_tokens.get(text)
         return None if self._tokens is None or place is None else self._tokens.text(place)
 
     def save(self, texts: Sequence[str], vectors: NDArray[np.float32]) -> None:
+        """As `Known` says."""
         if self._saved is not None:
             self._saved.save(texts, vectors)
 
@@ -410,44 +418,62 @@ def compact(
         weight=searched.weight,
         recipe=snapshot.base.recipe if recipe is None else recipe.to_dict(),
         adaptation=searched.adaptation,
-        known=_Reused(snapshot),
+        known=Reused(snapshot),
         progress=lambda stage, done, total: None,
     )
     _finish(session, published, snapshot.revision)
 
 
+@dataclass(frozen=True)
+class Rekeyed:
+    """Another key of an index.
+
+    Attributes:
+        key: Which text of an example is indexed from now on.
+        indexed: The same pool by that key; what of its texts has a vector there is not embedded again.
+        recipe: The new default recipe.
+    """
+
+    key: str
+    indexed: Snapshot
+    recipe: Recipe
+
+
 def embed_again(
     session: Session,
     snapshot: Snapshot,
-    embedder: Embedder,
+    embedder: Callable[[], Embedder],
     about: StoredEmbedder,
     weight: Calibration | None,
     progress: Progress,
+    rekeyed: Rekeyed | None = None,
 ) -> None:
-    """Publishes a generation whose vectors are another embedder's; a map of the former ones goes.
+    """Publishes a generation whose vectors are another embedder's or of other texts; a map of the former ones goes.
 
     Args:
         session: The writer.
         snapshot: The newest view, without changes since its generation: the pool's own vectors go first, for from now
-            on they would be taken for this embedder's.
-        embedder: What embeds from now on.
+            on they would be taken for this embedder's, of these texts.
+        embedder: Gives what embeds from now on; not called when nothing needs it.
         about: What is stored of it.
         weight: The fusion weight; None calibrates it.
         progress: Told how far the work is.
+        rekeyed: The key that there is from now on, and the recipe; None leaves both as they are.
     """
     assert not snapshot.changed
+    base = snapshot.base
     generations.collect(session.root, session.current)
     session.pool.drop_vectors(until=snapshot.revision)
     published = publish(
         session.root,
         session.pool,
         snapshot.revision,
-        settings=snapshot.base.settings,
-        embedder=lambda: embedder,
+        settings=base.settings if rekeyed is None else replace(base.settings, key=rekeyed.key),
+        embedder=embedder,
         stored_embedder=about,
         weight=weight,
-        recipe=snapshot.base.recipe,
-        known=_Reused(None),
+        recipe=base.recipe if rekeyed is None else rekeyed.recipe.to_dict(),
+        known=Reused(None if rekeyed is None else rekeyed.indexed),
         progress=progress,
     )
     _finish(session, published, snapshot.revision)

@@ -13,10 +13,12 @@ import itertools
 import os
 import random
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from support import build, embed, fail
 
@@ -162,7 +164,8 @@ class RecordingOS(_OS):
                 if not path.name.endswith("-shm")}  # fmt: skip
 
     def note(self, kind: str, path: str = "", data: bytes = b"", target: str = "") -> None:
-        self.log.append(Op(kind, path, data, target, self.pool()))
+        if Path(path).parts[:1] in ((), (self._index,)):  # a temporary directory beside the index is nobody's state
+            self.log.append(Op(kind, path, data, target, self.pool()))
 
     def _relative(self, path: Any) -> str:
         return str(Path(path).relative_to(self._top))
@@ -422,6 +425,12 @@ def _compact(root: Path) -> None:
         index.compact()
 
 
+def _rekey(root: Path) -> None:
+    here = mock.patch.object(tempfile, "tempdir", str(root.parent))  # on the disk that is watched
+    with here, opened(root) as index, index.try_keys(["input+output"]) as trials:
+        trials["input+output"].keep(index.recipe)
+
+
 def _damaged(root: Path) -> None:
     path = root / "gen-000002" / "posting_rows.npy"
     content = bytearray(path.read_bytes())
@@ -458,6 +467,7 @@ OPERATIONS = {
     "update": Operation(_update),
     "remove": Operation(_remove),
     "compact": Operation(_compact),
+    "rekey": Operation(_rekey),
     "collect": Operation(writing.collect, _with_waste),
     "repair": Operation(lambda root: repair(root, embedder=embed), _damaged, damaged=True),
     "open": Operation(lambda root: opened(root).close()),

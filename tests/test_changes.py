@@ -449,9 +449,9 @@ class TestBuildOver:
             assert answers(index) == answers(over)
 
     def test_overwrite_may_bring_another_embedder_and_other_settings(self, index):
-        over = build(ROWS, index.path, overwrite=True, embedder=other_embedder, settings=IndexSettings(key="output"))
-        with over:
-            assert over.info()["settings"]["key"] == "output"
+        settings = IndexSettings(key="input+output")
+        with build(ROWS, index.path, overwrite=True, embedder=other_embedder, settings=settings) as over:
+            assert over.info()["settings"]["key"] == "input+output"
             assert over.info()["embedder"]["dim"] == 8
 
     def test_overwrite_of_nothing_builds(self, tmp_path):

@@ -42,7 +42,7 @@ def fine_tune_index(
         embedder, about = _loaded(found.tuned, before, note)
         with live.session() as session:
             _check_same(live, before.manifest)
-            live.embed_again(session, embedder, about, found.calibration, progress)
+            live.embed_again(session, lambda: embedder, about, found.calibration, progress)
     return found
 
 
@@ -71,6 +71,6 @@ def undo(live: LiveIndex, progress: Progress, note: Note) -> None:
             live.compact(session, searched=writing.Searched(None, weight))
         elif base is not None:
             embedder = QueryEncoder(base, None, note).embedder
-            live.embed_again(session, embedder, base, weight, progress)
+            live.embed_again(session, lambda: embedder, base, weight, progress)
         else:
             raise InvalidInput("an index that is not adapted", expected="one that is, to undo it")

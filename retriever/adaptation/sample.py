@@ -14,6 +14,7 @@ from indexes.postings import Postings
 from retriever.adaptation.linear_map import Vectors
 from retriever.adaptation.spaces import Frozen
 from retriever.example import Example
+from retriever.keys import Key
 from retriever.query_encoder import QueryEncoder
 from retriever.ranking.seeding import permutation
 from retriever.snapshot import Snapshot
@@ -34,6 +35,7 @@ class Sample:
         frozen: Their vectors, and those of queries, as the embedder gives them.
         lexical: The lexical channel over the same rows.
         analyze: From text to terms.
+        key: Which text of an example is indexed.
     """
 
     places: NDArray[np.int64]
@@ -43,6 +45,7 @@ class Sample:
     frozen: Frozen
     lexical: LexicalIndex
     analyze: Callable[[str], Sequence[str]]
+    key: Key
 
     @classmethod
     def of(cls, snapshot: Snapshot, encoder: QueryEncoder, also: NDArray[np.int64] | None = None) -> Sample:
@@ -71,6 +74,7 @@ class Sample:
             Frozen(vectors, encoder.queries, known),
             BM25Index([Postings.from_documents(terms)], snapshot.base.settings.scoring()),
             snapshot.analyze,
+            snapshot.key,
         )
 
     def __len__(self) -> int:
@@ -80,6 +84,16 @@ class Sample:
     def some(self, rows: Sequence[int]) -> list[Example]:
         """The examples of some rows."""
         return [self.examples[row] for row in rows]
+
+    def asked(self, rows: Sequence[int]) -> list[str]:
+        """The texts of some rows as queries, without their answers.
+
+        Raises:
+            InvalidInput: The key needs the answer.
+        """
+        if not self.key.names_answer:
+            return [self.texts[row] for row in rows]
+        return [self.key.asked_text(self.examples[row]) for row in rows]
 
     def queries(self, texts: Sequence[str], vectors: Vectors) -> list[Query]:
         """Queries as both channels take them."""

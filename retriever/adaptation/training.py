@@ -95,14 +95,14 @@ def triplets(sample: Sample, alike: Likeness, rows: Rows, settings: FinetuneSett
         for start in range(0, len(order), _BLOCK):
             found += _triplets(sample, alike, rows, order[start : start + _BLOCK], f"{settings.seed} {epoch}")
         batches += _apart(alike, found, range(first, len(found)), settings.batch)
-    columns = [[sample.texts[one[place]] for one in found] for place in range(3)]
-    return Training(columns[0], columns[1:], batches)
+    examples = [[sample.texts[one[place]] for one in found] for place in (1, 2)]
+    return Training(sample.asked([anchor for anchor, _, _ in found]), examples, batches)
 
 
 def _triplets(sample: Sample, alike: Likeness, rows: Rows, anchors: Rows, name: str) -> list[Triplet]:
     """For each anchor one that is alike and one that is not; none where there is no such."""
     overlap = alike.overlap(anchors, rows)
-    lexical = sample.lexical.block([tuple(sample.analyze(sample.texts[anchor])) for anchor in anchors.tolist()])
+    lexical = sample.lexical.block([tuple(sample.analyze(text)) for text in sample.asked(anchors.tolist())])
     found = []
     for anchor, near, scores in zip(anchors.tolist(), overlap, lexical[:, rows], strict=True):
         other = sample.copies[rows] != sample.copies[anchor]

@@ -144,7 +144,7 @@ def _matches(
     sample: Sample, part: Fold, share: float, judged: Objective, weights: Sequence[float]
 ) -> NDArray[np.float64]:
     def queries(rows: Sequence[int]) -> list[Query]:
-        texts = [sample.texts[row] for row in rows]
+        texts = sample.asked(rows)
         return sample.queries(texts, space.queries(texts, share))
 
     space = part.space if share else sample.frozen

@@ -300,8 +300,10 @@ def _outcome(found: Tuning) -> str:
     )
     if not gain.sure:
         return f"{told}\nThe gain may be chance. Nothing was changed."
-    done = "Nothing was changed" if found.written is None else f"It is the default of {found.written}"
-    return f"{told}\n{done}."
+    if found.written is None:
+        return f"{told}\nNothing was changed."
+    key = f", by the key {printable(found.chosen.key)}" if found.chosen.key != found.tried[0].key else ""
+    return f"{told}\nIt is the default of {found.written}{key}."
 
 
 def _figures(score: Score, level: str) -> dict[str, str]:

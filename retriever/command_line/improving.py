@@ -225,6 +225,9 @@ def tune_(
     recipe_files: Annotated[
         list[Path] | None, typer.Option("--recipe", help="Recipe to try as well.", show_default=False)
     ] = None,
+    keys: Annotated[
+        list[str] | None, typer.Option("--try-key", help="Key text to try as well.", show_default=False)
+    ] = None,
     qrels: QrelsFile = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Leave the index as it is.")] = False,
     format: Annotated[str | None, typer.Option(help="Format of QUERIES.")] = None,
@@ -238,10 +241,10 @@ def tune_(
     embedder: Mapping[str, object],
     limits: Mapping[str, object],
 ) -> None:
-    """Search a better recipe, and keep it if it gains on other queries.
+    """Search a better recipe or key; keep it if other queries gain.
 
     \b
-    retriever tune tickets.index --dry-run
+    retriever tune tickets.index --try-key input+output --dry-run
     retriever tune tickets.index dev.jsonl --backend openai:gpt-4o-mini --metric exact --max-calls 1000
     """
     from retriever.evaluation.queries import read_qrels
@@ -258,6 +261,7 @@ def tune_(
             leave_one_out=leave_one_out,
             qrels=judged,
             recipes={str(file): file for file in recipe_files or ()},
+            keys=keys or (),
             settings=tune_settings_of(tuning, prompt_options),
             asking=asking,
             dry_run=dry_run,

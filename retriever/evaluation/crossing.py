@@ -34,7 +34,7 @@ class Measured:
     """Candidates and what they are worth on the queries; each is scored once on a query.
 
     Attributes:
-        score: Scores recipes.
+        score: Scores candidates.
         count: How many queries.
         candidates: The recipes, the own one first.
     """
@@ -63,7 +63,7 @@ class Measured:
             new = places[~self._asked[some[0]][places]]
             if not len(new):
                 continue
-            for number, row in zip(some, self.score([self.candidates[n].recipe for n in some], new), strict=True):
+            for number, row in zip(some, self.score([self.candidates[n] for n in some], new), strict=True):
                 self._values[number][new] = row
                 self._asked[number][new] = True
         return np.stack([self._values[number][places] for number in numbers])

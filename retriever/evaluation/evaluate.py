@@ -312,20 +312,29 @@ class _Task:
         return _Measured(values, ids, selection.recipe, prompts, 1e3 * took / len(self.queries))
 
 
-def judged(snapshot: Snapshot, selection: Selection, truth: Example, tokens: int | None, grades: Grades) -> Judged:
+def judged(
+    snapshot: Snapshot,
+    selection: Selection,
+    truth: Example,
+    tokens: int | None,
+    grades: Grades,
+    *,
+    view: Snapshot | None = None,
+) -> Judged:
     """A selection with what is known of its query.
 
     Args:
-        snapshot: The view of the pool that the selection is to come from.
+        snapshot: The view of the pool that the selection is to come from, and whose vectors tell what is alike.
         selection: The selection.
         truth: The query with its true output and labels.
         tokens: The length of the prompt, where something asks for it.
         grades: Relevance judgements of the query.
+        view: The view that the selection is to come from, where it is another one of the same examples.
 
     Raises:
         InvalidInput: The selection comes from another view.
     """
-    if (selection.generation, selection.revision) != _state(snapshot):
+    if (selection.generation, selection.revision) != _state(view or snapshot):
         raise InvalidInput("the index changed while it was evaluated", fix="evaluate it again")
     places = snapshot.places_of(selection.ids)
     rows = np.array([places[identity] for identity in selection.ids], dtype=np.int64)

@@ -104,7 +104,7 @@ def _cheap(scorer: ByAnswers) -> tuple[Measured | None, dict[str, Json]]:
     objective = default_metrics(asked.queries, asked.qrels)[0]
     if objective.better == 0:
         return None, {}
-    tried, _ = candidates(asked.retriever.recipe, asked.snapshot.base.weight)
+    tried, _ = candidates(asked.retriever.recipe, asked.weights)
     measured = Measured(ByMetric(asked, objective), len(asked.queries), tried)
     return measured, {"narrowed_by": objective.name, "narrowed_from": len(tried)}
 
@@ -120,7 +120,7 @@ def _field_of(
             if number != 0:
                 best.setdefault(one.recipe.select.strategy, one)
     given = [Candidate(name, recipe) for name, recipe in others.items()]
-    return around(own, scorer.asked.snapshot.base.weight, [*list(best.values())[:STRATEGIES], *given], ks=ks)
+    return around(own, scorer.asked.weights, [*list(best.values())[:STRATEGIES], *given], ks=ks)
 
 
 def planned(scorer: ByAnswers, fields: Sequence[Sequence[Candidate]], count: int) -> Plan:
@@ -165,7 +165,7 @@ def _calls(fields: Sequence[Sequence[Candidate]], count: int) -> int:
 
 def _longest(scorer: ByAnswers, field: Sequence[Candidate], half: Places) -> Values:
     """The tokens of the 0, 1, 2 ... longest prompts of each query together, shape (queries, candidates + 1)."""
-    prompts = scorer.prompts([one.recipe for one in field], half)
+    prompts = scorer.prompts(field, half)
     tokens = np.array([[prompt.tokens for prompt in one] for one in prompts], np.float64).reshape(len(field), len(half))
     sums = np.cumsum(-np.sort(-tokens, axis=0), axis=0)
     return np.concatenate([np.zeros((1, len(half))), sums]).T

@@ -12,7 +12,7 @@ import numpy as np
 
 from retriever.errors import BadRow, BadRows, InvalidInput
 from retriever.evaluation.judged import Grades
-from retriever.example import Example
+from retriever.example import Example, unanswered
 from retriever.ranking.seeding import permutation
 from retriever.snapshot import Snapshot
 
@@ -47,7 +47,7 @@ def as_asked(query: Example, *, judged: bool) -> Example:
             takes equal ids for the same example.
     """
     identity = f"query {query.id}" if judged else query.id
-    return replace(query, id=identity, output=None, rationale=None, label=None)
+    return replace(unanswered(query), id=identity)
 
 
 def read_qrels(path: Path) -> Qrels:

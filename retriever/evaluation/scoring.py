@@ -1,4 +1,4 @@
-"""What a recipe is worth on a query: by a metric of its selection, or by what a language model answers to its prompt.
+"""What a candidate is worth on a query: by a metric of its selection, or by what a language model answers to it.
 
 A token cost, where there is one, is taken off either.
 """
@@ -6,8 +6,9 @@ A token cost, where there is one, is taken off either.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Protocol
 
 import numpy as np
@@ -18,11 +19,12 @@ from retriever.evaluation.evaluate import judged
 from retriever.evaluation.halving import Values
 from retriever.evaluation.judge import AnswerMetric
 from retriever.evaluation.judged import Metric
+from retriever.evaluation.key_search import Trial
 from retriever.evaluation.queries import Qrels, as_asked
+from retriever.evaluation.search_space import Candidate, Weights
 from retriever.example import Example
 from retriever.prompting import Prompt
 from retriever.prompts import PromptOptions
-from retriever.ranking.recipe import Recipe
 from retriever.retriever import Retriever
 from retriever.selection import Selection
 from retriever.snapshot import Snapshot
@@ -43,6 +45,7 @@ class Asked:
         prompt: How prompts are put together.
         token_cost: What 1,000 tokens of prompt take off the score; None where they do not count.
         progress: Told the stage, how much of it is done, and how much there is.
+        trials: The same examples by other keys.
     """
 
     retriever: Retriever
@@ -52,14 +55,33 @@ class Asked:
     prompt: PromptOptions
     token_cost: float | None
     progress: Progress
+    trials: Mapping[str, Trial] = field(default_factory=dict)
 
-    def selections(self, recipes: Sequence[Recipe], places: Places) -> Iterator[tuple[Selection, ...]]:
-        """For each of some queries its selection by each recipe; what a query is judged by is hidden from it."""
-        followed = [recipe.with_options({"guard": "near"}) for recipe in recipes]
-        hidden = (as_asked(self.queries[place], judged=bool(self.qrels)) for place in places.tolist())
-        for done, made in enumerate(self.retriever.select_each(hidden, followed), start=1):
-            yield made
-            self.progress(f"{len(recipes)} recipes", done, len(places))
+    @property
+    def weights(self) -> Weights:
+        """The keys, and the calibrated fusion weight of each."""
+        return {None: self.snapshot.base.weight, **{key: one.calibration.weight for key, one in self.trials.items()}}
+
+    def view(self, key: str | None) -> Snapshot:
+        """The view that answers by a key."""
+        return self.snapshot if key is None else self.trials[key].snapshot
+
+    def selections(self, tried: Sequence[Candidate], places: Places) -> Iterator[tuple[Selection, ...]]:
+        """For each of some queries its selection by each candidate; what a query is judged by is hidden from it."""
+        hidden = [as_asked(self.queries[place], judged=bool(self.qrels)) for place in places.tolist()]
+        of_key: dict[str | None, list[int]] = {}
+        for number, one in enumerate(tried):
+            of_key.setdefault(one.key, []).append(number)
+        made_by = []
+        for key, numbers in of_key.items():
+            index = self.retriever if key is None else self.trials[key]
+            followed = [tried[number].recipe.with_options({"guard": "near"}) for number in numbers]
+            made_by.append(index.select_each(hidden, followed))
+        order = np.argsort(np.concatenate(list(of_key.values())))
+        for done, made in enumerate(zip(*made_by, strict=True), start=1):
+            together = list(chain.from_iterable(made))
+            yield tuple(together[place] for place in order.tolist())
+            self.progress(f"{len(tried)} recipes", done, len(places))
 
     def prompt_of(self, selection: Selection) -> Prompt:
         """The prompt of a selection."""
@@ -71,10 +93,10 @@ class Asked:
 
 
 class Scorer(Protocol):
-    """What recipes are compared by."""
+    """What candidates are compared by."""
 
-    def __call__(self, recipes: Sequence[Recipe], places: Places) -> Values:
-        """What each recipe is worth on some of the queries, shape (recipes, queries), NaN where it cannot be told."""
+    def __call__(self, tried: Sequence[Candidate], places: Places) -> Values:
+        """What each is worth on some of the queries, shape (candidates, queries), NaN where it cannot be told."""
 
 
 @dataclass(frozen=True)
@@ -89,20 +111,22 @@ class ByMetric:
     asked: Asked
     objective: Metric
 
-    def __call__(self, recipes: Sequence[Recipe], places: Places) -> Values:
+    def __call__(self, tried: Sequence[Candidate], places: Places) -> Values:
         """As `Scorer` says."""
-        values = np.empty((len(recipes), len(places)))
-        for column, made in enumerate(self.asked.selections(recipes, places)):
-            values[:, column] = [self._value(selection, int(places[column])) for selection in made]
+        values = np.empty((len(tried), len(places)))
+        for column, made in enumerate(self.asked.selections(tried, places)):
+            place = int(places[column])
+            values[:, column] = [self._value(one, chosen, place) for one, chosen in zip(tried, made, strict=True)]
         return values
 
-    def _value(self, selection: Selection, place: int) -> float:
+    def _value(self, one: Candidate, selection: Selection, place: int) -> float:
         asked, truth, tokens = self.asked, self.asked.queries[place], None
         if not self.objective.judges(truth, asked.qrels.get(truth.id, {})):
             return np.nan
         if asked.token_cost is not None or self.objective.name == "tokens":
             tokens = asked.prompt_of(selection).tokens
-        seen = judged(asked.snapshot, selection, truth, tokens, asked.qrels.get(truth.id, {}))
+        grades, view = asked.qrels.get(truth.id, {}), asked.view(one.key)
+        seen = judged(asked.snapshot, selection, truth, tokens, grades, view=view)
         return asked.less(self.objective.better * self.objective(seen), tokens)
 
 
@@ -131,23 +155,23 @@ class ByAnswers:
     left_out: int = 0
     _known: dict[tuple[str, int], Prompt] = field(default_factory=dict)
 
-    def prompts(self, recipes: Sequence[Recipe], places: Places) -> list[list[Prompt]]:
-        """The prompt of each recipe for each of some queries."""
-        keys = [json.dumps(recipe.to_dict(), sort_keys=True) for recipe in recipes]
+    def prompts(self, tried: Sequence[Candidate], places: Places) -> list[list[Prompt]]:
+        """The prompt of each candidate for each of some queries."""
+        keys = [json.dumps([one.key, one.recipe.to_dict()], sort_keys=True) for one in tried]
         new = np.array([p for p in places.tolist() if any((key, p) not in self._known for key in keys)], np.int64)
-        for place, made in zip(new.tolist(), self.asked.selections(recipes, new), strict=True):
+        for place, made in zip(new.tolist(), self.asked.selections(tried, new), strict=True):
             self._known.update(
                 {(key, place): self.asked.prompt_of(selection) for key, selection in zip(keys, made, strict=True)}
             )
         return [[self._known[key, place] for place in places.tolist()] for key in keys]
 
-    def __call__(self, recipes: Sequence[Recipe], places: Places) -> Values:
+    def __call__(self, tried: Sequence[Candidate], places: Places) -> Values:
         """As `Scorer` says."""
-        prompts = {str(number): one for number, one in enumerate(self.prompts(recipes, places))}
+        prompts = {str(number): one for number, one in enumerate(self.prompts(tried, places))}
         answers = ask(self._left(), prompts, on_cost=self._spent, progress=self.asked.progress)
         self.failed += answers.failed
         self.first_failure = self.first_failure or answers.first_failure
-        values = np.full((len(recipes), len(places)), np.nan)
+        values = np.full((len(tried), len(places)), np.nan)
         for row, (name, texts) in enumerate(answers.texts.items()):
             for column, (place, text) in enumerate(zip(places.tolist(), texts, strict=True)):
                 if text is not None:

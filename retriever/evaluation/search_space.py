@@ -1,4 +1,4 @@
-"""What `tune` tries: the index's own recipe, and that recipe with another retrieval, strategy, k or order.
+"""What `tune` tries: the index's own recipe, and that recipe with another retrieval, strategy, k, order or key.
 
 What the own recipe says of guard, filters, constraints and budget stays as it is. The order in the prompt matters to a
 language model alone, and is searched where one is asked. The simplest recipes come first: of several that are as good,
@@ -10,10 +10,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from retriever.errors import InvalidInput
 from retriever.ranking.order import ORDERS
 from retriever.ranking.recipe import Options, Recipe
+
+Weights: TypeAlias = Mapping[str | None, float]
+"""The keys that are tried, the index's own under None first: the fusion weight that a recipe without one has there."""
 
 OWN = "own"
 WEIGHTS = tuple(round(0.1 * step, 1) for step in range(1, 10))
@@ -42,75 +46,84 @@ class Candidate:
     Attributes:
         name: What it is called in the result.
         recipe: Its settings, as they would be written into the index.
+        key: Which text of an example is indexed; None for the one that the index has.
     """
 
     name: str
     recipe: Recipe
+    key: str | None = None
+
+    def by(self, key: str | None) -> Candidate:
+        """The same recipe with another key; as it is for None."""
+        if key is None:
+            return self
+        return Candidate(f"key {key}" if self.name == OWN else f"{self.name}, key {key}", self.recipe, key)
 
 
 def candidates(
-    own: Recipe, calibrated: float, *, ks: Sequence[int] = (), others: Mapping[str, Recipe] | None = None
+    own: Recipe, weights: Weights, *, ks: Sequence[int] = (), others: Mapping[str, Recipe] | None = None
 ) -> tuple[list[Candidate], list[str]]:
-    """What is tried, the own recipe first, the same settings once.
+    """What is tried, the own recipe first, the same settings once; with the index's own key first, then with others.
 
     Args:
         own: The recipe that the index has now.
-        calibrated: The fusion weight that a recipe without one has.
+        weights: The keys that are tried.
         ks: Numbers of demonstrations to try beside the own one.
         others: Further recipes by name.
 
     Returns:
         The candidates, and in a line each what does not go together with the own recipe and is not tried.
     """
-    found, notes = _changed(own, calibrated, _changes(own, ks))
-    for name, recipe in (others or {}).items():
-        found.setdefault(_settings(recipe, calibrated), Candidate(name, recipe))
-    return list(found.values()), notes
+    changed, notes = _changed(own, _changes(own, ks))
+    changed += [Candidate(name, recipe) for name, recipe in (others or {}).items()]
+    return _distinct([one.by(key) for key in weights for one in changed], weights), notes
 
 
-def _changed(
-    own: Recipe, calibrated: float, changes: Iterable[tuple[str, Options]]
-) -> tuple[dict[str, Candidate], list[str]]:
-    """The own recipe with each of the changes, once by their settings, and what does not go together with it."""
-    found: dict[str, Candidate] = {}
+def _changed(own: Recipe, changes: Iterable[tuple[str, Options]]) -> tuple[list[Candidate], list[str]]:
+    """The own recipe with each of the changes, and what does not go together with it."""
+    found: list[Candidate] = []
     notes: list[str] = []
     for name, options in changes:
         try:
-            recipe = own.with_options(options)
+            found.append(Candidate(name, own.with_options(options)))
         except InvalidInput as error:
             notes.append(f"not tried: {name}: {error}")
-            continue
-        found.setdefault(_settings(recipe, calibrated), Candidate(name, recipe))
     return found, notes
 
 
+def _distinct(found: Iterable[Candidate], weights: Weights) -> list[Candidate]:
+    """The same settings once, under their first name."""
+    first: dict[str, Candidate] = {}
+    for one in found:
+        first.setdefault(_settings(one, weights), one)
+    return list(first.values())
+
+
 def around(
-    own: Recipe, calibrated: float, recipes: Sequence[Candidate], *, ks: Sequence[int] = ()
+    own: Recipe, weights: Weights, recipes: Sequence[Candidate], *, ks: Sequence[int] = ()
 ) -> tuple[list[Candidate], list[str]]:
     """What a language model is asked about: the own recipe, with one thing changed at a time.
 
     Args:
         own: The recipe that the index has now.
-        calibrated: The fusion weight that a recipe without one has.
+        weights: The keys that are tried.
         recipes: Other retrievals and strategies, which something cheaper found to be the best.
         ks: Numbers of demonstrations; none for half as many as the own recipe chooses, and twice as many.
 
     Returns:
-        The own recipe, `recipes`, the own one in every order that is not by chance and with every k; and in a line each
-        what does not go together with it and is not tried.
+        The own recipe, the own one with every other key, `recipes`, the own one in every order that is not by chance
+        and with every k; and in a line each what does not go together with it and is not tried.
     """
     k = own.select.k
     orders = [(f"order {name}", Options(order=name)) for name in ORDERS if name != "random"]
     sizes = [(f"k {size}", Options(k=size)) for size in (ks or (max(1, k // 2), 2 * k))]
-    found, _ = _changed(own, calibrated, [(OWN, Options())])
-    for one in recipes:
-        found.setdefault(_settings(one.recipe, calibrated), one)
-    changed, notes = _changed(own, calibrated, [*orders, *sizes])
-    return list((found | {key: one for key, one in changed.items() if key not in found}).values()), notes
+    changed, notes = _changed(own, [*orders, *sizes])
+    by_keys = [Candidate(OWN, own).by(key) for key in weights]
+    return _distinct([*by_keys, *recipes, *changed], weights), notes
 
 
 def combined(own: Recipe, ranked: Sequence[Candidate]) -> Candidate | None:
-    """The best recipe, the best order and the best k in one, each of which was tried alone.
+    """The best recipe, the best key, the best order and the best k in one, each of which was tried alone.
 
     Args:
         own: The recipe that they were changed from.
@@ -119,21 +132,22 @@ def combined(own: Recipe, ranked: Sequence[Candidate]) -> Candidate | None:
     Returns:
         None where no two things change.
     """
-    recipe, names, seen = own, list[str](), set[str]()
+    recipe, key, names, seen = own, None, list[str](), set[str]()
     for one in ranked:
-        order, k = one.recipe.order != own.order, one.recipe.select.k != own.select.k
+        order, k, other = one.recipe.order != own.order, one.recipe.select.k != own.select.k, one.key is not None
         rest = replace(one.recipe, order=own.order, select=replace(one.recipe.select, k=own.select.k)) != own
-        parts = {name for name, differs in (("order", order), ("k", k), ("recipe", rest)) if differs}
+        parts = {name for name, differs in (("order", order), ("k", k), ("recipe", rest), ("key", other)) if differs}
         if not parts or parts & seen:
             continue
         seen |= parts
         names.append(one.name)
+        key = one.key if other else key
         recipe = replace(
             one.recipe if rest else recipe,
             order=one.recipe.order if order else recipe.order,
             select=replace((one.recipe if rest else recipe).select, k=(one.recipe if k else recipe).select.k),
         )
-    return Candidate(", ".join(names), recipe) if len(names) > 1 else None
+    return Candidate(", ".join(names), recipe, key) if len(names) > 1 else None
 
 
 def _changes(own: Recipe, ks: Sequence[int]) -> Iterator[tuple[str, Options]]:
@@ -168,9 +182,9 @@ def _strategies() -> Iterator[tuple[str, Options]]:
             )
 
 
-def _settings(recipe: Recipe, calibrated: float) -> str:
-    """What two recipes share that select the same."""
-    retrieve = recipe.retrieve
-    weight = calibrated if retrieve.weight is None else retrieve.weight
-    same = replace(recipe, retrieve=replace(retrieve, weight=weight if retrieve.mode == "hybrid" else None)).filled()
-    return json.dumps(same.to_dict(), sort_keys=True)
+def _settings(one: Candidate, weights: Weights) -> str:
+    """What two candidates share that select the same."""
+    retrieve = one.recipe.retrieve
+    weight = weights[one.key] if retrieve.weight is None else retrieve.weight
+    same = replace(one.recipe, retrieve=replace(retrieve, weight=weight if retrieve.mode == "hybrid" else None))
+    return json.dumps([one.key, same.filled().to_dict()], sort_keys=True)

@@ -1,9 +1,12 @@
-"""Which recipe an index should have, and what that gains: `tune`.
+"""Which recipe and key an index should have, and what that gains: `tune`.
 
 The queries, or examples of the pool held out one at a time, are dealt out to parts at random. Each part is answered by
 the recipe that the other parts choose among the candidates of `search_space`, and by the present one. The best of many
 is flattered by chance on the queries that chose it; the others owe it nothing. Only where the whole interval of that
 gain is above 0 does the index change.
+
+Keys that are to be tried are indexed in a temporary directory and searched beside the own one: what is compared is a
+recipe together with a key; see `key_search`.
 
 Without a language model a recipe is worth what a metric says of its selections. With one it is worth what the model
 answers, and the order in the prompt and k are searched as well; see `model_search`.
@@ -13,7 +16,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import numpy as np
 
@@ -25,17 +29,22 @@ from retriever.evaluation.halving import Values, halve
 from retriever.evaluation.intervals import Bootstrap, Interval, intervals
 from retriever.evaluation.judge import ANSWER_METRICS, answer_metric, is_answer_metric
 from retriever.evaluation.judged import NEEDS, Metric, default_metrics, metric
+from retriever.evaluation.key_search import Trial
 from retriever.evaluation.model_search import Plan, search_by_answers
 from retriever.evaluation.queries import Qrels
 from retriever.evaluation.scoring import Asked, ByAnswers, ByMetric, Places, Progress
-from retriever.evaluation.search_space import candidates
+from retriever.evaluation.search_space import Candidate, candidates
 from retriever.evaluation.tuned import Gain, Tried, Tuning
 from retriever.example import Example, Json
+from retriever.keys import Key
 from retriever.prompts import PromptOptions
 from retriever.ranking.guard import normalised
 from retriever.ranking.recipe import Recipe
 from retriever.recipes import RecipeLike, check_default
 from retriever.retriever import QueryLike, Retriever
+
+Trials: TypeAlias = Mapping[str, Trial]
+"""The same examples by other keys."""
 
 LEAVE_ONE_OUT = 2000
 WITH_A_MODEL = 200
@@ -120,13 +129,14 @@ def tune(
     leave_one_out: int | None = None,
     qrels: Qrels | None = None,
     recipes: Mapping[str, RecipeLike] | None = None,
+    keys: Sequence[str] = (),
     settings: TuneSettings | None = None,
     asking: Asking | None = None,
     dry_run: bool = False,
     on_plan: Callable[[Plan], None] = lambda plan: None,
     progress: Progress = lambda stage, done, total: None,
 ) -> Tuning:
-    """Searches a better recipe and, if its gain is above chance, makes it the index's default.
+    """Searches a better recipe and, if its gain is above chance, makes it the index's default, and its key the key.
 
     Args:
         retriever: The index.
@@ -136,6 +146,7 @@ def tune(
             near copies; where neither is given 2,000, and 200 where a language model answers.
         qrels: Relevance judgements by query id and the id of an example.
         recipes: To try beside those of `search_space`.
+        keys: To try beside the index's own, each with every recipe; see `Retriever.try_keys`.
         settings: How they are compared; default `TuneSettings()`.
         asking: A language model, whose judged answers are what counts, and how much may be asked of it. The budget is
             never exceeded; what was answered before is not asked again.
@@ -145,13 +156,16 @@ def tune(
 
     Raises:
         InvalidInput: Both queries and `leave_one_out`, too few queries that the metric can judge or that the budget
-            reaches, a recipe that cannot be an index's default, or an index that changed meanwhile.
+            reaches, a recipe that cannot be an index's default, a key that cannot be tried, or an index that changed
+            meanwhile.
+        EmbedderError: The embedder cannot be loaded or fails.
         BackendError: Nothing but failures came from the language model, or many in a row.
         IndexLocked: Another process is writing.
         StorageError: The operating system refuses.
     """
     settings = settings or TuneSettings()
     settings.check(asking)
+    keys = (keys,) if isinstance(keys, str) else tuple(keys)
     if queries is None and leave_one_out is None:
         leave_one_out = LEAVE_ONE_OUT if asking is None else WITH_A_MODEL
     snapshot, grades = retriever.snapshot, qrels or {}
@@ -161,40 +175,52 @@ def tune(
     others = {name: Recipe.of(recipe) for name, recipe in (recipes or {}).items()}
     for recipe in others.values():
         check_default(recipe, retriever.limits, snapshot.base.settings)
-    found = (
+    # What cannot be searched is refused before the pool is embedded by another key.
+    search = (
         _by_metric(asked, settings, others) if asking is None else _by_answers(asked, settings, others, asking, on_plan)
     )
-    gain, notes = _gain(found, settings.bootstrap), list(found.notes)
-    if gain.queries < _FEW:
-        notes.append(f"{gain.queries} queries are few: only a large gain can be told from chance")
-    chosen = found.crossed.chosen
-    changes = gain.sure and chosen != 0 and not dry_run
-    written = retriever.set_recipe(found.measured.candidates[chosen].recipe) if changes else None
+    with retriever.try_keys(keys, progress=progress) as trials:
+        found = search(trials)
+        gain, chosen = _gain(found, settings.bootstrap), found.crossed.chosen
+        changes = gain.sure and chosen != 0 and not dry_run
+        written = _kept(retriever, trials, found.measured.candidates[chosen], progress) if changes else None
     return Tuning(
         known,
         "queries" if leave_one_out is None else "leave-one-out",
         _named(found.objective, settings),
         _told(settings, len(found.crossed.own)) | dict(found.told),
-        tuple(_tried(found.measured, chosen, settings.bootstrap)),
+        tuple(_tried(found.measured, chosen, settings.bootstrap, snapshot.key)),
         gain,
         written,
-        tuple(notes),
+        (*found.notes, *_few(gain), *([] if leave_one_out is None else _lent(keys))),
     )
 
 
-def _by_metric(asked: Asked, settings: TuneSettings, others: Mapping[str, Recipe]) -> Search:
-    """The search without a language model: every recipe, by a metric of its selections."""
+def _kept(retriever: Retriever, trials: Trials, chosen: Candidate, progress: Progress) -> str:
+    """The generation that has the recipe, and its key, as the index's own."""
+    if chosen.key is None:
+        return retriever.set_recipe(chosen.recipe)
+    return trials[chosen.key].keep(chosen.recipe, progress)
+
+
+def _by_metric(asked: Asked, settings: TuneSettings, others: Mapping[str, Recipe]) -> Callable[[Trials], Search]:
+    """The search without a language model: every recipe with every key, by a metric of its selections."""
     objective = _objective(settings, asked)
-    asked = judgeable(
+    kept = judgeable(
         asked,
         lambda query: objective.judges(query, asked.qrels.get(query.id, {})),
         f"{NEEDS[objective.needs]}, which {objective.name} judges by",
         settings.seed,
     )
-    tried, notes = candidates(asked.retriever.recipe, asked.snapshot.base.weight, ks=settings.ks, others=others)
+    tried, _ = candidates(asked.retriever.recipe, asked.weights, ks=settings.ks, others=others)
     for one in tried:
         if (objective.depth or 0) > one.recipe.select.k:
             raise InvalidInput(f"the metric {objective.name} of the recipe {one.name}, which chooses fewer")
+    return lambda trials: _searched(replace(kept, trials=trials), objective, settings, others)
+
+
+def _searched(asked: Asked, objective: Metric, settings: TuneSettings, others: Mapping[str, Recipe]) -> Search:
+    tried, notes = candidates(asked.retriever.recipe, asked.weights, ks=settings.ks, others=others)
     measured = Measured(ByMetric(asked, objective), len(asked.queries), tried)
 
     def choose(places: Places) -> int:
@@ -210,11 +236,16 @@ def _by_answers(
     others: Mapping[str, Recipe],
     asking: Asking,
     on_plan: Callable[[Plan], None],
-) -> Search:
+) -> Callable[[Trials], Search]:
     """The search with a language model: few recipes, the orders and k, by what is answered."""
     judge = answer_metric(settings.metric or "exact", lambda: choices_of(asked.snapshot))
-    asked = judgeable(asked, judge.judges, f"a true answer, which {judge.name} judges by", settings.seed)
-    return search_by_answers(ByAnswers(asked, judge, asking), others, settings.ks, on_plan)
+    kept = judgeable(asked, judge.judges, f"a true answer, which {judge.name} judges by", settings.seed)
+
+    def search(trials: Trials) -> Search:
+        scorer = ByAnswers(replace(kept, trials=trials), judge, asking)
+        return search_by_answers(scorer, others, settings.ks, on_plan)
+
+    return search
 
 
 def _distinct(asked: Sequence[Example]) -> list[Example]:
@@ -253,7 +284,22 @@ def _gain(found: Search, bootstrap: Bootstrap) -> Gain:
     return Gain(len(own), _mean(own), _mean(other), _mean(apart), interval)
 
 
-def _tried(measured: Measured, chosen: int, bootstrap: Bootstrap) -> list[Tried]:
+def _few(gain: Gain) -> list[str]:
+    if gain.queries >= _FEW:
+        return []
+    return [f"{gain.queries} queries are few: only a large gain can be told from chance"]
+
+
+def _lent(keys: Sequence[str]) -> list[str]:
+    """What held-out examples were asked with that the queries to come may lack."""
+    names = list(dict.fromkeys(name for key in keys for name in Key(key).further))
+    if not names:
+        return []
+    listed = ", ".join(names)
+    return [f"the examples were asked with their own {listed}: what that gains holds for queries that come with it"]
+
+
+def _tried(measured: Measured, chosen: int, bootstrap: Bootstrap, key: Key) -> list[Tried]:
     """Each candidate on the queries that it was measured on, against the chosen one on the same."""
     best, found = measured.known(chosen), {}
     together: dict[bytes, list[int]] = {}
@@ -267,10 +313,9 @@ def _tried(measured: Measured, chosen: int, bootstrap: Bootstrap) -> list[Tried]
         for place, number in enumerate(numbers):
             one, difference, interval = measured.candidates[number], _mean(apart[place]), ends[len(numbers) + place]
             verdict = "chosen" if number == chosen else _verdict(difference, interval)
-            mean = _mean(rows[place])
-            found[number] = Tried(
-                one.name, one.recipe, int(there.sum()), mean, ends[place], difference, interval, verdict
-            )
+            count, mean = int(there.sum()), _mean(rows[place])
+            of_key = one.key or key.spec
+            found[number] = Tried(one.name, one.recipe, of_key, count, mean, ends[place], difference, interval, verdict)
     return [found[number] for number in sorted(found)]
 
 

@@ -18,6 +18,7 @@ class Tried:
     Attributes:
         name: What it is called: `own`, or how it differs.
         recipe: Its settings.
+        key: Which text of an example is indexed for it.
         queries: How many queries it was measured on; a recipe that was told from the best early saw fewer.
         mean: The mean over these.
         interval: Where the mean lies; None for fewer than two.
@@ -28,6 +29,7 @@ class Tried:
 
     name: str
     recipe: Recipe
+    key: str
     queries: int
     mean: float
     interval: Interval | None
@@ -39,6 +41,7 @@ class Tried:
         """For JSON output."""
         return {
             "recipe": self.name,
+            "key": self.key,
             "queries": self.queries,
             "mean": rounded(self.mean),
             **ends("", self.interval),
@@ -94,7 +97,7 @@ class Tuning:
         settings: What decides the figures.
         tried: The recipes, the own one first.
         gain: The chosen one against the own one.
-        written: The generation that has the chosen recipe as its default; None where nothing was changed.
+        written: The generation that has the chosen recipe as its default, and its key; None where nothing was changed.
         notes: What a reader should know.
     """
 
@@ -120,7 +123,7 @@ class Tuning:
             "objective": self.objective,
             "settings": dict(self.settings),
             "tried": [one.to_dict() for one in self.tried],
-            "chosen": {"name": self.chosen.name, "recipe": self.chosen.recipe.to_dict()},
+            "chosen": {"name": self.chosen.name, "key": self.chosen.key, "recipe": self.chosen.recipe.to_dict()},
             "gain": self.gain.to_dict(),
             "written": self.written,
             "notes": list(self.notes),

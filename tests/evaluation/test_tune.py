@@ -105,8 +105,8 @@ def by_matrix(matrix):
     tried = [Candidate(str(number), Recipe.of({"select": {"k": number + 1}})) for number in range(len(matrix))]
     asked = np.zeros(matrix.shape)
 
-    def score(recipes, places):
-        rows = [recipe.select.k - 1 for recipe in recipes]
+    def score(tried, places):
+        rows = [one.recipe.select.k - 1 for one in tried]
         asked[np.ix_(rows, places)] += 1
         return matrix[np.ix_(rows, places)]
 
@@ -139,7 +139,7 @@ def test_without_a_better_recipe_a_gain_is_sure_as_rarely_as_is_said():
 
 def test_the_candidates_are_the_own_recipe_changed_each_once():
     own = Recipe.of({"filter": {"where": "x == 1"}, "guard": {"threshold": 0.8}, "order": {"by": "edges"}})
-    tried, notes = candidates(own, 0.5)
+    tried, notes = candidates(own, {None: 0.5})
     assert tried[0].name == "own" and tried[0].recipe == own and notes == []
     assert {(one.recipe.filter, one.recipe.guard, one.recipe.order) for one in tried} == {
         (own.filter, own.guard, own.order)
@@ -151,16 +151,16 @@ def test_the_candidates_are_the_own_recipe_changed_each_once():
 
 
 def test_each_k_is_tried_with_each_recipe_and_others_are_added():
-    few, more = candidates(Recipe(), 0.5)[0], candidates(Recipe(), 0.5, ks=[2, 8])[0]
+    few, more = candidates(Recipe(), {None: 0.5})[0], candidates(Recipe(), {None: 0.5}, ks=[2, 8])[0]
     assert len(more) == 2 * len(few)
     assert {one.recipe.select.k for one in more} == {2, 8}
     given = {"mine": Recipe.of({"retrieve": {"weight": 0.33}}), "same": Recipe()}
-    assert [one.name for one in candidates(Recipe(), 0.5, others=given)[0]][-1] == "mine"
+    assert [one.name for one in candidates(Recipe(), {None: 0.5}, others=given)[0]][-1] == "mine"
 
 
 def test_what_does_not_go_together_with_the_own_recipe_is_told():
     own = Recipe.of({"select": {"strategy": "sift"}, "adaptive": {"by": "confidence"}})
-    tried, notes = candidates(own, 0.5)
+    tried, notes = candidates(own, {None: 0.5})
     assert {one.recipe.select.strategy for one in tried} == {"sift"}
     assert any(line.startswith("not tried: dense: ") for line in notes)
 
@@ -168,11 +168,11 @@ def test_what_does_not_go_together_with_the_own_recipe_is_told():
 def test_a_model_is_asked_about_one_change_at_a_time():
     own = Recipe.of({"order": {"by": "edges"}, "select": {"k": 6}})
     other = Candidate("mmr 0.7", own.with_options({"strategy": "mmr", "options": {"weight": 0.7}}))
-    tried, notes = around(own, 0.5, [other])
+    tried, notes = around(own, {None: 0.5}, [other])
     assert notes == []
     names = ["own", "mmr 0.7", *(f"order {name}" for name in ("best-last", "best-first", "complexity"))]
     assert [one.name for one in tried] == [*names, "order label-interleaved", "k 3", "k 12"]
-    assert [one.recipe.select.k for one in around(own, 0.5, [], ks=[2])[0]] == [6, 6, 6, 6, 6, 2]
+    assert [one.recipe.select.k for one in around(own, {None: 0.5}, [], ks=[2])[0]] == [6, 6, 6, 6, 6, 2]
 
 
 def test_what_is_better_by_itself_is_put_together():
@@ -188,7 +188,7 @@ def test_what_is_better_by_itself_is_put_together():
 
 
 def test_selections_by_many_recipes_are_those_of_each_alone(pool):
-    recipes = [one.recipe for one in candidates(pool.recipe, 0.5)[0]]
+    recipes = [one.recipe for one in candidates(pool.recipe, {None: 0.5})[0]]
     recipes += [Recipe.of({"guard": {"level": level}, "select": {"k": 3}}) for level in ("off", "near")]
     recipes += [
         Recipe.of({"retrieve": {"mode": "lexical"}, "select": {"strategy": "mmr"}, "filter": {"exclude": ["p4"]}})

@@ -1,0 +1,185 @@
+"""Other keys of an index, to try: the same pool by another text of each example, in a temporary directory.
+
+What is tried is what would be built: the same embedder, prompts, analyzer, BM25 and types, the fusion weight calibrated
+unless it was given. Its rows are the pool's own, so that selections by two keys are of the same examples. A key that is
+kept becomes a generation of the index, and takes its vectors from here: no text is embedded twice.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from indexes import generation as generations
+from retriever.adaptation.adapt import given_weight
+from retriever.build import Progress, publish
+from retriever.embedders import Embedder, EmbedderSettings, is_tuned
+from retriever.errors import InvalidInput
+from retriever.evaluation.calibration import Calibration
+from retriever.example import Example, Json
+from retriever.formats import Limits
+from retriever.keys import Key
+from retriever.live import LiveIndex
+from retriever.query_encoder import QueryEncoder
+from retriever.ranking.recipe import Recipe
+from retriever.recipes import RecipeLike, select_each
+from retriever.selection import Selection
+from retriever.selector import Selector
+from retriever.snapshot import Base, Snapshot
+from retriever.stored_embedder import StoredEmbedder
+from retriever.writing import Rekeyed, Reused, load_for
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An index by another key, as long as its directory is there.
+
+    Attributes:
+        key: Which text of an example is indexed.
+        own: The view of the index that it was made from.
+        selector: Answers queries by this key.
+        calibration: The fusion weight.
+    """
+
+    key: str
+    own: Snapshot
+    selector: Selector
+    calibration: Calibration
+    _live: LiveIndex
+    _limits: Limits
+    _embedder: Callable[[], Embedder]
+    _about: StoredEmbedder
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The view that answers."""
+        return self.selector.snapshot
+
+    def select_each(
+        self, queries: Iterable[str | Mapping[str, Json] | Example], recipes: Sequence[RecipeLike]
+    ) -> Iterator[tuple[Selection, ...]]:
+        """As `Retriever.select_each`, by this key."""
+        return select_each(self.selector, queries, recipes, self._limits)
+
+    def keep(self, recipe: Recipe, progress: Progress = lambda stage, done, total: None) -> str:
+        """Makes the key and a recipe those of the index; durable when it returns.
+
+        A generation is published, with what was added and removed meanwhile. Nothing is embedded but texts that were
+        added.
+
+        Args:
+            recipe: The new default recipe; without a weight it has the one calibrated for this key.
+            progress: Told how far the work is.
+
+        Returns:
+            The generation that answers now.
+
+        Raises:
+            InvalidInput: The index has other settings or another embedder meanwhile, lacks an example that the recipe
+                fixes, or has one that lacks a field of the key.
+            IndexLocked: Another process is writing.
+            StorageError: The operating system refuses; `OutOfSpace` when the disk has no room.
+        """
+        live = self._live
+        with live.session() as session:
+            before, now = self.own.base, live.snapshot.base
+            embedder, other = (base.generation.manifest["embedder"] for base in (before, now))
+            if (before.settings, embedder) != (now.settings, other) or now.adaptation is not None:
+                raise InvalidInput("the index was built or adapted in another way meanwhile", fix="try the key again")
+            if recipe.select.fixed:
+                live.selector.check_ids(recipe.select.fixed)
+            rekeyed = Rekeyed(self.key, self.snapshot, recipe)
+            live.embed_again(session, self._embedder, self._about, self.calibration, progress, rekeyed)
+        return live.snapshot.base.generation.name
+
+
+@contextmanager
+def trials(
+    live: LiveIndex, keys: Sequence[str], limits: Limits, note: Note, progress: Progress
+) -> Iterator[Mapping[str, Trial]]:
+    """Indexes the pool by other keys; see `Retriever.try_keys`."""
+    snapshot = live.snapshot
+    for place, key in enumerate(keys):
+        _check(Key(key), snapshot, keys[:place])
+    if keys and (snapshot.base.adaptation is not None or is_tuned(live.encoder.stored.name)):
+        raise InvalidInput(
+            "other keys of an index that is adapted to the texts of its own",
+            expected="one that is not adapted",
+            fix=f"undo that first (retriever adapt {live.path} --undo), and adapt it again afterwards",
+        )
+    with tempfile.TemporaryDirectory(prefix="retriever-") as directory, ExitStack() as held:
+        found: dict[str, Trial] = {}
+        for number, key in enumerate(keys):
+            root = Path(directory) / str(number)
+            root.mkdir()
+            found[key] = _tried(key, snapshot, live, root, limits, note, progress)
+            held.callback(found[key].snapshot.base.generation.close)
+        yield found
+
+
+def _check(key: Key, snapshot: Snapshot, before: Sequence[str]) -> None:
+    """Refuses a key that cannot be compared with the index's own."""
+    if key == snapshot.key or key.spec in before:
+        raise InvalidInput(
+            f"the key {key.spec!r}, which {'is tried already' if key.spec in before else 'is that of the index'}",
+            expected="other keys, each once",
+        )
+    if not key.is_askable:
+        raise InvalidInput(
+            f"the key {key.spec!r}, which needs the answer: a query has none",
+            expected="a key that leaves out what a query does not have, such as input+output",
+            fix="join fields by +, with the input among them",
+        )
+
+
+def _tried(
+    key: str, snapshot: Snapshot, live: LiveIndex, root: Path, limits: Limits, note: Note, progress: Progress
+) -> Trial:
+    """The pool of a view by another key."""
+    own = live.encoder.stored
+    embedder, about = _embedder(key, snapshot, live, note)
+    published = publish(
+        root,
+        snapshot.pool,
+        snapshot.revision,
+        settings=replace(snapshot.base.settings, key=key),
+        embedder=embedder,
+        stored_embedder=about,
+        weight=given_weight(snapshot),
+        recipe=snapshot.base.recipe,
+        known=Reused(snapshot if about.space == own.space else None),
+        progress=lambda stage, done, total: progress(f"{key}: {stage}", done, total),
+    )
+    generation = generations.open_current(root, published.current, verify=False)
+    view = Snapshot.of(Base.load(generation, verify=False), snapshot.pool)
+    alive = slice(None) if snapshot.alive is None else snapshot.alive
+    if np.array_equal(view.text_hashes, snapshot.text_hashes[alive]):
+        generation.close()
+        raise InvalidInput(
+            f"the key {key!r}, by which every example has the text that it has by {snapshot.key.spec!r}",
+            expected="a key that names a field which some example has",
+        )
+    encoder = None
+    if about.manifest != own.manifest:
+        encoder = QueryEncoder(about, None if about.is_rounded else embedder(), note)
+    selector = live.selector_of(view, encoder)
+    return Trial(key, snapshot, selector, published.calibration, live, limits, embedder, about)
+
+
+def _embedder(
+    key: str, snapshot: Snapshot, live: LiveIndex, note: Note
+) -> tuple[Callable[[], Embedder], StoredEmbedder]:
+    """What embeds the pool by a key, and what is stored of it: as in the index, but what is fitted is fitted anew."""
+    stored = live.encoder.stored
+    settings = stored.manifest["settings"]
+    if isinstance(settings, dict) and (stored.is_fitted or stored.is_rounded):
+        made, about = load_for(Key(key), EmbedderSettings(**settings), snapshot.pool, snapshot.revision, note)
+        return lambda: made, about
+    return lambda: live.encoder.embedder, stored
