@@ -90,13 +90,17 @@ def repair(
             pool.settle(Revision(current.revision, current.chain), _about(root, pool, current))
             _remove(root, damaged)
             return Repair(None)
-        found = _Remains.of(root, pool, current, _about(root, pool, current))
+        about = _about(root, pool, current)
+        found = _Remains.of(root, pool, current, about)
         lost = None if found.embedder_files else found.embedder.base
         if lost is not None:
             note(f"the model that was fine-tuned is lost: {lost.name} embeds again (retriever adapt --full)")
-            found = _Remains.of(root, pool, current, {**found.about, "embedder": lost.manifest})
+            found = _Remains.of(root, pool, current, {**about, "embedder": lost.manifest}, own=False)
         newest = Revision(current.revision, current.chain) if current is not None else found.newest
         made = _rebuild(root, pool, newest, found, embedder, note, progress)
+        now = pool.about()
+        if now is not None and now["embedder"] != about["embedder"]:
+            pool.drop_vectors(until=newest)  # the next repair would take them for this embedder's
         _remove(root, damaged)
         return made
 
@@ -194,10 +198,13 @@ class _Remains:
         return StoredEmbedder(dict(self.about["embedder"]), self.embedder_files)  # type: ignore[call-overload]
 
     @classmethod
-    def of(cls, root: Path, pool: Pool, current: Current | None, about: Mapping[str, object]) -> _Remains:
+    def of(
+        cls, root: Path, pool: Pool, current: Current | None, about: Mapping[str, object], *, own: bool = True
+    ) -> _Remains:
+        """What is left that fits how the index is built; `own` tells whether the pool's vectors are its embedder's."""
         embedder = StoredEmbedder(dict(about["embedder"]), {})  # type: ignore[call-overload]
         revisions = [pool.head() or Revision()]
-        kept = pool.vectors(embedder.dim)
+        kept = pool.vectors(embedder.dim) if own else {}
         vectors = {row: (VectorRows(vector[np.newaxis]), 0) for row, vector in kept.items()}
         tokens: dict[int, TextTokens] = {}
         learned: Mapping[str, Sequence[files.Buffer]] = {}
@@ -279,7 +286,7 @@ def _rebuild(
     if about.is_fitted and about.files:
         embedder = about.fitted(note)
     elif about.is_fitted or not complete or (weight is None and _embeds_queries(key, about)):
-        embedder, now = load_for(key, given or about.source, pool, revision, note)
+        embedder, now = load_for(key, given or about.pool_source, pool, revision, note)
         if now.space != about.space:
             note(f"the embedder is not to the last bit what it was: all {len(texts):,} texts are embedded again")
             known, weight = _Known({}, {}), fusion if found.adaptation is not None else _given(fusion)

@@ -74,6 +74,15 @@ class StoredEmbedder:
         return wanted
 
     @property
+    def pool_source(self) -> EmbedderSettings:
+        """The settings it is loaded from to embed the pool again: in the precision that the pool was embedded in.
+
+        Raises:
+            Incompatible: As `source`.
+        """
+        return replace(self.source, precision="bfloat16") if self.is_rounded else self.source
+
+    @property
     def is_rounded(self) -> bool:
         """Whether the pool was embedded in less precision than queries and additions are."""
         return self.manifest["engine"] == ROUNDED
@@ -118,7 +127,8 @@ class StoredEmbedder:
     def space(self) -> str:
         """What tells the vectors of its examples from those of any other.
 
-        Of one engine they are equal to the bit; what another engine has added since the build is so to rounding only.
+        What one engine has embedded is equal to the bit, in bfloat16 on one kind of processor; what another engine has
+        added since the build, as every addition to a pool in bfloat16 is, differs by rounding.
         """
         facts = [
             self.name,

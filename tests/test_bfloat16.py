@@ -7,16 +7,18 @@ import pytest
 import tiny_models
 import torch
 
-from retriever import Retriever
+from retriever import IndexSettings, Retriever
 from retriever.embedders import EmbedderSettings, bfloat16, encode_checked, load_embedder
 from retriever.embedders.bfloat16 import has_bfloat16, overlap
 from retriever.embedders.onnx_engine import OnnxEmbedder
 from retriever.embedders.sentence_transformer import SentenceTransformerEmbedder
 from retriever.errors import InvalidInput
+from retriever.repair import repair
 from tests.support import fail
 
 WORDS = ["my", "card", "has", "not", "arrived", "where", "is", "the", "transfer", "i", "a", "refund", "xylophone"]
 POOL = [" ".join(WORDS[(i * j + j // 3) % 13] for j in range(1, 2 + i % 40)) for i in range(1, 120)]
+GENERATION = "gen-000001"
 X86 = "processor\t: 0\nflags\t\t: fpu sse2 avx512f {}\n\nprocessor\t: 1\n"
 
 
@@ -94,6 +96,83 @@ def test_an_index_tells_it_and_is_searched_in_float32(folder, processor, tmp_pat
         assert (added.example.id, added.channels["dense"]) == ("new", pytest.approx(1.0, abs=1e-6))
 
 
+@pytest.fixture
+def rounded(folder, processor, tmp_path):
+    """An index in bfloat16 with vectors of tokens, and its vectors."""
+    rows = [{"id": str(i), "input": text, "output": "o"} for i, text in enumerate(POOL)]
+    embedder = EmbedderSettings(str(folder), precision="bfloat16")
+    settings = IndexSettings(token_vectors=True)
+    Retriever.build(rows, tmp_path / "i", embedder=embedder, settings=settings, note=fail, weight=0.5).close()
+    return tmp_path / "i"
+
+
+def damage(path):
+    path.chmod(0o644)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def stored(index, generation, name="vectors"):
+    return np.load(index / generation / f"{name}.npy")
+
+
+def engine(index):
+    with Retriever.open(index, note=fail) as opened:
+        return opened.info()["embedder"]["engine"]
+
+
+def test_a_repair_uses_the_vectors_that_are_intact_and_embeds_lost_tokens_in_bfloat16(rounded):
+    about, vectors, tokens = engine(rounded), stored(rounded, GENERATION), stored(rounded, GENERATION, "token_vectors")
+    damage(rounded / GENERATION / "token_vectors.npy")
+    made = repair(rounded, note=fail)
+    assert (made.reused, made.embedded) == (len(POOL), 0)
+    assert np.array_equal(stored(rounded, made.generation), vectors)
+    assert np.array_equal(stored(rounded, made.generation, "token_vectors"), tokens)
+    assert engine(rounded) == about == "torch-bfloat16"
+
+
+def test_a_repair_embeds_lost_vectors_in_bfloat16_beside_additions_in_float32(rounded, folder):
+    new = "where is the card"
+    with Retriever.open(rounded, note=fail) as opened:
+        opened.add({"id": "new", "input": new, "output": "o"})
+    vectors = stored(rounded, GENERATION)
+    damage(rounded / GENERATION / "vectors.npy")
+    made = repair(rounded, note=fail)
+    assert (made.reused, made.embedded) == (1, len(POOL))
+    exact = encode_checked(load_embedder(EmbedderSettings(str(folder)), note=fail), [new])
+    assert np.array_equal(stored(rounded, made.generation), np.concatenate([vectors, exact]))
+    assert engine(rounded) == "torch-bfloat16"
+
+
+def test_a_repair_on_a_processor_without_bfloat16_embeds_all_in_float32_and_says_so(rounded, folder, processor):
+    damage(rounded / GENERATION / "vectors.npy")
+    processor(X86.format("avx2"))
+    notes: list[str] = []
+    made = repair(rounded, note=notes.append)
+    assert notes == [
+        f"{folder} is run in float32: the processor does not compute in bfloat16",
+        f"the embedder is not to the last bit what it was: all {len(POOL)} texts are embedded again",
+    ]
+    exact = encode_checked(load_embedder(EmbedderSettings(str(folder)), note=fail), POOL)
+    assert np.array_equal(stored(rounded, made.generation), exact)
+    assert engine(rounded) == "onnxruntime"
+
+
+def test_a_repair_of_a_pool_that_had_to_be_embedded_in_float32_stays_there(folder, processor, tmp_path):
+    processor(X86.format("avx2"))
+    settings = EmbedderSettings(str(folder), precision="bfloat16")
+    rows = [{"id": str(i), "input": text} for i, text in enumerate(POOL)]
+    made = Retriever.build(rows, tmp_path / "i", embedder=settings, note=lambda line: None, output=None, weight=0.5)
+    made.close()
+    vectors = stored(tmp_path / "i", GENERATION)
+    damage(tmp_path / "i" / GENERATION / "vectors.npy")
+    processor(X86.format("avx512_bf16"))
+    made = repair(tmp_path / "i", note=fail)
+    assert np.array_equal(stored(tmp_path / "i", made.generation), vectors)
+    assert engine(tmp_path / "i") == "onnxruntime"
+
+
 def test_without_the_instructions_the_pool_is_embedded_in_float32_and_a_line_says_so(folder, processor):
     processor(X86.format("avx2"))
     notes: list[str] = []
@@ -146,6 +225,20 @@ def test_overlap_counts_the_neighbours_that_two_embeddings_share():
     second[3] = np.cos(np.radians(15.0)), np.sin(np.radians(15.0))
     assert overlap(first, first, 1) == 1.0
     assert overlap(first, second, 1) == 0.25
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 11])
+def test_where_there_are_no_more_others_than_are_asked_for_all_of_them_are_the_nearest(count):
+    draw = np.random.default_rng(0)
+    first, second = draw.normal(size=(2, count, 4)).astype(np.float32)
+    assert overlap(first, second, 10) == 1.0
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 10])
+def test_a_small_pool_is_embedded_in_bfloat16_too(folder, processor, count):
+    wanted = EmbedderSettings(str(folder), precision="bfloat16")
+    embedder = load_embedder(wanted, note=fail, pool_texts=lambda: WORDS[:count])
+    assert embedder.engine == "torch-bfloat16"
 
 
 @pytest.mark.parametrize(

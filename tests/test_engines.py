@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -176,9 +177,59 @@ def test_what_an_accelerator_can_run_is_torchs(folder, cache, tmp_path, monkeypa
     with pytest.raises(InvalidInput, match="engine 'onnx' on cuda:0; expected device cpu"):
         load(folder, device="cuda:0", engine="onnx")
     assert isinstance(load(folder, device="cpu"), OnnxEmbedder)
-    monkeypatch.setattr(transformer, "_DRIVERS", (tmp_path,))
+    driver(monkeypatch, tmp_path, torch_finds_one=True)
     assert isinstance(load(folder), SentenceTransformerEmbedder)
     assert isinstance(load(folder, engine="onnx"), OnnxEmbedder)
+
+
+def driver(monkeypatch, path, *, torch_finds_one):
+    """A host with the file of a driver, all of whose accelerators may be used."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(transformer, "_DRIVERS", (path,))
+    monkeypatch.setattr(transformer, "_torch_finds_one", lambda: torch_finds_one)
+
+
+def test_a_driver_without_a_torch_that_finds_an_accelerator_is_none(folder, cache, tmp_path, monkeypatch):
+    driver(monkeypatch, tmp_path, torch_finds_one=False)
+    assert isinstance(load(folder), OnnxEmbedder)
+    assert isinstance(load(folder, engine="torch"), SentenceTransformerEmbedder)
+    made = tiny_models.static_folder(tmp_path / "static")
+    notes: list[str] = []
+    assert isinstance(load(made, note=notes.append), SentenceTransformerEmbedder)
+    assert notes == [f"{made} is run by torch, which takes seconds to start: a model made of StaticEmbedding"]
+
+
+@pytest.mark.parametrize(
+    ("visible", "engine"), [("", OnnxEmbedder), (" -1", OnnxEmbedder), ("0", SentenceTransformerEmbedder)]
+)
+def test_hidden_accelerators_are_none(folder, cache, tmp_path, monkeypatch, visible, engine):
+    driver(monkeypatch, tmp_path, torch_finds_one=True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert isinstance(load(folder), engine)
+
+
+def test_torch_is_asked_for_an_accelerator_only_where_there_is_a_driver(folder, cache, tmp_path, monkeypatch):
+    driver(monkeypatch, tmp_path / "missing", torch_finds_one=True)
+    monkeypatch.setattr(transformer, "_torch_finds_one", no_torch)
+    assert isinstance(load(folder), OnnxEmbedder)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_torch_finds_what_it_was_built_for_and_says_nothing(monkeypatch, there):
+    def is_available():
+        warnings.warn("CUDA initialization: the driver is too old", stacklevel=2)
+        return there
+
+    monkeypatch.setattr("torch.cuda.is_available", is_available)
+    assert transformer._torch_finds_one() is there
+
+
+def test_without_torch_there_is_no_accelerator(folder, cache, tmp_path, monkeypatch):
+    load(folder)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(transformer, "_DRIVERS", (tmp_path,))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert isinstance(load(folder), OnnxEmbedder)
 
 
 def test_an_unknown_engine_is_refused():

@@ -10,11 +10,10 @@ from retriever.adaptation.adapt import Adapted, Progress, Teacher, Tuned, adapt
 from retriever.adaptation.full import adapt_fully
 from retriever.adaptation.learner import LearnerSettings
 from retriever.adaptation.training import FinetuneSettings
-from retriever.embedders import Embedder
-from retriever.errors import InvalidInput
+from retriever.embedders import Embedder, same_space
+from retriever.errors import Incompatible, InvalidInput
 from retriever.evaluation.calibration import Calibration
 from retriever.live import LiveIndex
-from retriever.query_encoder import QueryEncoder
 from retriever.stored_embedder import StoredEmbedder
 
 Note = Callable[[str], None]
@@ -70,7 +69,22 @@ def undo(live: LiveIndex, progress: Progress, note: Note) -> None:
         if snapshot.base.adaptation is not None:
             live.compact(session, searched=writing.Searched(None, weight))
         elif base is not None:
-            embedder = QueryEncoder(base, None, note).embedder
-            live.embed_again(session, lambda: embedder, base, weight, progress)
+            embedder, about = _former(base, live, session, note)
+            live.embed_again(session, lambda: embedder, about, weight, progress)
         else:
             raise InvalidInput("an index that is not adapted", expected="one that is, to undo it")
+
+
+def _former(
+    base: StoredEmbedder, live: LiveIndex, session: writing.Session, note: Note
+) -> tuple[Embedder, StoredEmbedder]:
+    """The embedder from before, as it can embed the pool here and now, and what the index stores of that."""
+    embedder, about = writing.load_for(live.snapshot.key, base.pool_source, session.pool, session.revision, note)
+    if not same_space(about.fingerprint, base.fingerprint):
+        raise Incompatible(
+            f"embedder {about.name}, which gives other vectors than it did",
+            expected="the one that the index was built with",
+            fix="bring back that version of the model, or build the index again",
+        )
+    # Another engine, or float32 where bfloat16 is not to be had, gives vectors that are not its to the bit.
+    return embedder, base if about.space == base.space else about

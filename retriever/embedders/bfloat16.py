@@ -63,7 +63,12 @@ def has_bfloat16() -> bool:
 
 
 def overlap(first: Vectors, second: Vectors, k: int) -> float:
-    """The share of every row's k nearest others that are the same by two embeddings of the same texts."""
+    """The share of every row's k nearest others that are the same by two embeddings of the same texts.
+
+    Where there are k others or fewer, they are the nearest by any embedding.
+    """
+    if len(first) <= k + 1:
+        return 1.0
     nearest = []
     for vectors in (first, second):
         cosines = vectors @ vectors.T

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -28,6 +30,8 @@ from retriever.embedders.torch_models import ORGANISATION, hub_folder, model_fol
 from retriever.errors import EmbedderError, InvalidInput
 
 _DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
+_NONE_VISIBLE = ("", "-1")
+"""What CUDA_VISIBLE_DEVICES says when every accelerator is hidden."""
 
 
 class Origin(Protocol):
@@ -110,10 +114,24 @@ def _refuse_rounding(settings: EmbedderSettings) -> None:
 
 
 def _on_accelerator(settings: EmbedderSettings) -> bool:
-    """Whether torch would run it on something faster than the CPU, as far as can be told without importing torch."""
+    """Whether torch would run it on something faster than the CPU; where there is no driver, torch is not imported."""
     if settings.device is not None:
         return settings.device != "cpu"
-    return any(driver.exists() for driver in _DRIVERS)
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in _NONE_VISIBLE:
+        return False
+    # A driver alone is not enough, but only where there is one are the seconds spent that importing torch takes.
+    return any(driver.exists() for driver in _DRIVERS) and _torch_finds_one()
+
+
+def _torch_finds_one() -> bool:
+    """Whether torch is there, was built for an accelerator, and finds one."""
+    try:
+        import torch
+    except ImportError:
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about a driver that is too old for it
+        return bool(torch.cuda.is_available())  # ROCm goes by that name too
 
 
 def _by_torch(settings: EmbedderSettings, *, packaged: bool, origin: Origin | None) -> SentenceTransformerEmbedder:

@@ -18,7 +18,7 @@ import numpy as np
 from indexes import generation as generations
 from retriever.adaptation.adapt import given_weight
 from retriever.build import Progress, publish
-from retriever.embedders import Embedder, EmbedderSettings, is_tuned
+from retriever.embedders import Embedder, is_tuned
 from retriever.errors import InvalidInput
 from retriever.evaluation.calibration import Calibration
 from retriever.example import Example, Json
@@ -178,8 +178,7 @@ def _embedder(
 ) -> tuple[Callable[[], Embedder], StoredEmbedder]:
     """What embeds the pool by a key, and what is stored of it: as in the index, but what is fitted is fitted anew."""
     stored = live.encoder.stored
-    settings = stored.manifest["settings"]
-    if isinstance(settings, dict) and (stored.is_fitted or stored.is_rounded):
-        made, about = load_for(Key(key), EmbedderSettings(**settings), snapshot.pool, snapshot.revision, note)
+    if stored.manifest["settings"] is not None and (stored.is_fitted or stored.is_rounded):
+        made, about = load_for(Key(key), stored.pool_source, snapshot.pool, snapshot.revision, note)
         return lambda: made, about
     return lambda: live.encoder.embedder, stored

@@ -16,7 +16,7 @@ from retriever.adaptation.finetune import fine_tune
 from retriever.adaptation.sample import Sample
 from retriever.adaptation.supervision import FeatureSets
 from retriever.adaptation.training import FinetuneSettings, Training, pairs, triplets
-from retriever.embedders import Prompts, TunedModel, load_embedder
+from retriever.embedders import Prompts, TunedModel, bfloat16, encode_checked, load_embedder, transformer
 from retriever.errors import EmbedderError, Incompatible, InvalidInput, MissingDependency
 from retriever.repair import repair
 from retriever.verification import verify
@@ -110,6 +110,67 @@ def test_undo_gives_back_every_selection_the_weight_and_the_embedder(copied, tmp
         assert index.info()["fusion"] == plain.info()["fusion"]
         with pytest.raises(InvalidInput, match="not adapted"):
             index.undo_adaptation()
+
+
+@pytest.fixture
+def rounds(monkeypatch):
+    """The processor computes in bfloat16, which changes no neighbour."""
+    monkeypatch.setattr(bfloat16, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(bfloat16, "overlap", lambda first, second, k: 1.0)
+
+
+def vectors(index):
+    return index.snapshot.base.vectors.rows.values
+
+
+def rounded(path, model):
+    embedder = EmbedderSettings(str(model), precision="bfloat16")
+    return build(rows(60), path, embedder=embedder, weight=0.5)
+
+
+def test_undo_gives_back_a_pool_in_bfloat16_to_the_bit(tmp_path, model, rounds):
+    with rounded(tmp_path / "i", model) as index:
+        before, about = vectors(index).copy(), index.info()["embedder"]
+        assert about["engine"] == "torch-bfloat16"
+        assert index.fine_tune(FAST).kept
+        assert not np.array_equal(vectors(index), before)
+        index.undo_adaptation()
+        assert np.array_equal(vectors(index), before)
+        assert index.info()["embedder"] == about
+
+
+def test_undo_where_there_is_no_bfloat16_says_that_the_pool_is_in_float32(tmp_path, model, rounds, monkeypatch):
+    notes = []
+    with rounded(tmp_path / "i", model) as index, pool(tmp_path / "plain", model, 60) as plain:
+        assert index.fine_tune(FAST).kept
+        monkeypatch.setattr(bfloat16, "has_bfloat16", lambda: False)
+        monkeypatch.setattr(index, "_note", notes.append)
+        index.undo_adaptation()
+        assert notes == [f"{model} is run in float32: the processor does not compute in bfloat16"]
+        assert np.array_equal(vectors(index), vectors(plain))
+        assert index.info()["embedder"]["engine"] == "onnxruntime"
+
+
+def test_undo_by_another_engine_says_which(copied, model, monkeypatch):
+    with Retriever.open(copied, note=fail) as index:
+        assert index.info()["embedder"]["tuned"]["base"]["engine"] == "onnxruntime"
+        monkeypatch.setattr(transformer, "_on_accelerator", lambda settings: True)
+        index.undo_adaptation()
+        assert index.info()["embedder"]["engine"] == "torch"
+        by_torch = load_embedder(EmbedderSettings(str(model), engine="torch"), note=fail)
+        assert np.array_equal(vectors(index), encode_checked(by_torch, [one["input"] for one in rows(120)]))
+
+
+def test_undo_to_a_model_that_is_another_one_now_is_refused_and_changes_nothing(tmp_path):
+    own = transformer_folder(tmp_path / "own")
+    with pool(tmp_path / "i", own, 60) as index:
+        index.fine_tune(FAST)
+        expected = answers(index)
+        shutil.rmtree(own)
+        transformer_folder(tmp_path / "own", seed=7)
+        with pytest.raises(Incompatible, match="gives other vectors than it did"):
+            index.undo_adaptation()
+        assert answers(index) == expected
 
 
 def test_what_is_added_later_is_embedded_by_the_tuned_model(copied):
@@ -235,6 +296,17 @@ def test_a_repair_without_the_model_goes_back_to_the_former_one_and_says_so(copi
     assert notes[0] == f"the model that was fine-tuned is lost: {model} embeds again (retriever adapt --full)"
     with Retriever.open(copied, note=fail) as index, pool(tmp_path / "plain", model) as plain:
         assert answers(index) == answers(plain)
+
+
+def test_a_repair_without_the_model_embeds_again_what_was_added_by_it(copied, tmp_path, model):
+    with Retriever.open(copied, note=fail) as index:
+        directory = index.snapshot.base.generation.path
+        index.add(rows(6, 120))
+    damage(directory / "embedder_file_1.npy")
+    repair(copied, note=lambda line: None)
+    with Retriever.open(copied, note=fail) as index, pool(tmp_path / "plain", model, 126) as plain:
+        assert np.array_equal(vectors(index), vectors(plain))
+        assert index.snapshot.pool.vectors(index.snapshot.dim) == {}
 
 
 def test_a_file_of_another_kind_or_place_is_no_tuned_model():
