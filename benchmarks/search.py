@@ -69,8 +69,9 @@ from _synthetic import (
 from quality import machine
 
 from indexes import kernels, parallel
+from indexes.channels import Fusion, Query
 from indexes.dense import DenseIndex, Segment
-from indexes.hybrid import Fusion, HybridIndex, Query
+from indexes.hybrid import HybridIndex
 from indexes.lexical import BM25, BM25Index
 from indexes.postings import Postings
 from indexes.topk import top

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from retriever import writing
-from retriever.build import Progress
 from retriever.embedders import Embedder, EmbedderSettings, EmbedderSource
 from retriever.errors import IndexCorrupt, RetrieverError
 from retriever.evaluation.calibration import Calibration
 from retriever.example import Example
 from retriever.opening import open_pool, open_snapshot, read_current
+from retriever.publishing import Progress
 from retriever.query_encoder import QueryEncoder
 from retriever.ranking.recipe import Recipe
 from retriever.rescoring import Rescorer, Rescoring

@@ -17,20 +17,20 @@ from indexes.current import Current
 from indexes.generation import Generation, Manifest
 from indexes.vector_storage import VectorRows, gives
 from retriever.adaptation.stored import FILE, Adaptation
-from retriever.build import Progress, about_of, publish
 from retriever.embedders import Embedder, EmbedderSource
 from retriever.errors import EmbedderError, Incompatible, IndexCorrupt, IndexMissing
 from retriever.evaluation.calibration import Calibration
 from retriever.keys import Key
 from retriever.opening import pool_path, read_current
 from retriever.pool import Pool
+from retriever.publishing import Progress, about_of, publish
 from retriever.revisions import Revision
 from retriever.settings import IndexSettings
 from retriever.snapshot import embedded_rows, pool_revision
-from retriever.stored_embedder import StoredEmbedder
+from retriever.stored_embedder import StoredEmbedder, load_for
 from retriever.token_storage import TextTokens, stored_tokens
 from retriever.verification import RESTORE, generation_problems, pool_problems
-from retriever.writing import LOCK, load_for
+from retriever.writing import LOCK
 
 _Place: TypeAlias = tuple[VectorRows, int]
 """A row of some rows."""

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Self, TypeAlias, Unpack, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from retriever import writing
-from retriever.build import Progress
+from retriever.build import BuildSettings, Told, build_index, check_size
 from retriever.embedders import EmbedderSource
 from retriever.embedders.base import unit_rows
 from retriever.errors import InvalidInput
@@ -27,6 +26,7 @@ from retriever.live import LiveIndex
 from retriever.plan import BuildPlan
 from retriever.prompting import Prompt
 from retriever.prompts import PromptOptions, prompt_for
+from retriever.publishing import Progress
 from retriever.ranking.recipe import Options, Recipe
 from retriever.recipes import RecipeLike, check_default, effective, select_each
 from retriever.selection import Selection
@@ -35,7 +35,7 @@ from retriever.settings import IndexSettings
 from retriever.snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from retriever.adaptation.adapt import Adapted, Teacher
+    from retriever.adaptation.adapt import Adapted
     from retriever.adaptation.training import FinetuneSettings
     from retriever.evaluation.key_search import Trial
 
@@ -181,9 +181,9 @@ class Retriever:
         default = Recipe.of(recipe)
         if recipe is not None:
             check_default(default, bounds, index)
-        asked = writing.BuildSettings(index, embedder, given, strict, overwrite, bounds.rows, room, default)
-        tell = writing.Told(note, progress, on_plan)
-        used = writing.build_index(Path(path), read, asked, log=log, tell=tell)
+        asked = BuildSettings(index, embedder, given, strict, overwrite, bounds.rows, room, default)
+        tell = Told(note, progress, on_plan)
+        used = build_index(Path(path), read, asked, log=log, tell=tell)
         if log.count and on_bad is None:
             note(f"{log.count} bad rows were set aside, first {log.rows[0]}")
         return cls(Path(path), embedder=used, trust=True, limits=limits, note=note)
@@ -485,7 +485,7 @@ class Retriever:
             usable, room = self.snapshot.key.text, self._limits.rows  # any of them may take the place of another
             given = self._read(examples, fields, strict, on_bad, usable=usable, room=room)
             places = self.snapshot.places_of([example.id for example in given])
-            writing.check_size(len(self) + len(given) - len(places), self._limits.rows)
+            check_size(len(self) + len(given) - len(places), self._limits.rows)
             stored = {example.id: example for example in self.snapshot.examples(list(places.values()))}
             new = [example for example in given if stored.get(example.id) != example]
             self._live.change(session, new, [places[example.id] for example in new if example.id in places])
@@ -590,12 +590,13 @@ class Retriever:
             IndexLocked: Another process is writing.
             StorageError: The operating system refuses; `OutOfSpace` when the disk has no room.
         """
-        from retriever.adaptation.apply import adapt_index
+        from retriever.adaptation.apply import adapt_index, teacher_of
         from retriever.adaptation.learner import LearnerSettings
 
         settings = LearnerSettings(kind)
         self.refresh()
-        return adapt_index(self._live, settings, self._teacher(source, strict=strict, on_bad=on_bad), progress)
+        teacher = teacher_of(source, self.snapshot, self._limits, self._note, strict=strict, on_bad=on_bad)
+        return adapt_index(self._live, settings, teacher, progress)
 
     def fine_tune(
         self,
@@ -628,34 +629,12 @@ class Retriever:
             IndexLocked: Another process is writing.
             StorageError: The operating system refuses; `OutOfSpace` when the disk has no room.
         """
-        from retriever.adaptation.apply import fine_tune_index
+        from retriever.adaptation.apply import fine_tune_index, teacher_of
         from retriever.adaptation.training import FinetuneSettings
 
         self.refresh()
-        teacher = self._teacher(source, strict=strict, on_bad=on_bad)
+        teacher = teacher_of(source, self.snapshot, self._limits, self._note, strict=strict, on_bad=on_bad)
         return fine_tune_index(self._live, settings or FinetuneSettings(), teacher, progress, self._note)
-
-    def _teacher(self, source: Source | None, *, strict: bool, on_bad: Callable[[BadRow], None] | None) -> Teacher:
-        """What of the pool, or a log of outcomes, what cannot be used of it told."""
-        from retriever.adaptation.feedback import known_ids, read_feedback
-        from retriever.adaptation.supervision import SOURCES
-
-        if source is None or (isinstance(source, str) and source in SOURCES):
-            return source
-
-        log = read_feedback(
-            source,
-            usable=self.snapshot.key.text,
-            limits=self._limits,
-            strict=strict,
-            on_bad=on_bad or (lambda row: None),
-        )
-        if log.bad and on_bad is None:
-            self._note(f"{log.bad} bad lines of {log.name} were set aside, first {log.first_bad}")
-        known, unknown = known_ids(log, self.snapshot.places_of)
-        if unknown:
-            self._note(f"{log.name} names {unknown:,} examples that are not in the pool, and {len(known):,} that are")
-        return log
 
     def undo_adaptation(self, *, progress: Progress = _silent) -> str:
         """Searches the embedder's own vectors again, or those of the embedder that was there before `fine_tune`.
@@ -703,7 +682,7 @@ class Retriever:
         sink = _both(log, on_bad)
         found = read_examples(source, fields=fields or Fields(), limits=self._limits, usable=usable, on_bad=sink)
         new = list(islice(found, max(room, 0) + 1))
-        writing.check_size(self._limits.rows - room + len(new), self._limits.rows)
+        check_size(self._limits.rows - room + len(new), self._limits.rows)
         if strict:
             log.raise_if_any()
         if log.count and on_bad is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from indexes.hybrid import Hits
+from indexes.channels import Hits
 from retriever.example import Example, Json
 from retriever.ranking.order import ORDERS, checked
 from retriever.ranking.recipe import Recipe

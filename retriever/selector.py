@@ -12,7 +12,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from indexes.hybrid import ChannelScores, Fusion, Query
+from indexes.channels import ChannelScores, Fusion, Query
 from retriever.errors import InvalidInput
 from retriever.example import Example
 from retriever.filters import Filters

@@ -17,6 +17,7 @@ from indexes.generation import Generation
 from retriever.embedders import (
     Embedder,
     EmbedderSettings,
+    EmbedderSource,
     LatentSemanticEmbedder,
     Prompts,
     StaticEmbedder,
@@ -24,10 +25,14 @@ from retriever.embedders import (
     fingerprint,
     fitted_name,
     is_tuned,
+    load_embedder,
     prompts_of,
 )
 from retriever.embedders.sentence_transformer import ROUNDED
 from retriever.errors import Incompatible, IndexCorrupt
+from retriever.keys import Key
+from retriever.pool import Pool
+from retriever.revisions import Revision
 
 _EMBEDDER_FILE = "embedder_"
 
@@ -209,6 +214,27 @@ class StoredEmbedder:
             name.removeprefix(_EMBEDDER_FILE).removesuffix(".npy"): parse_npy(b"".join(chunks))
             for name, chunks in self.files.items()
         }
+
+
+def load_for(
+    key: Key, source: EmbedderSource, pool: Pool, revision: Revision, note: Callable[[str], None]
+) -> tuple[Embedder, StoredEmbedder]:
+    """The embedder for the texts of a revision, fitted on them if it is of that kind, and what the manifest says of it.
+
+    Raises:
+        EmbedderError: It cannot be loaded.
+    """
+    embedder = load_embedder(
+        source,
+        note=note,
+        pool_texts=lambda: (key.text(pool_row.example) for pool_row in pool.examples(revision.number)),
+    )
+    if not isinstance(source, str | EmbedderSettings):
+        return embedder, StoredEmbedder.of(embedder, None)
+    asked = EmbedderSettings(source) if isinstance(source, str) else source
+    # `auto` may mean another model on another machine or day; what it meant here is what the index needs.
+    named = replace(asked, name=embedder.name) if asked.name in ("auto", "static:auto") else asked
+    return embedder, StoredEmbedder.of(embedder, named)
 
 
 def _digest(parts: Mapping[str, Sequence[Buffer]]) -> str:

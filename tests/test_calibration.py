@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 
+from indexes.channels import Query
 from indexes.dense import DenseIndex, Segment
-from indexes.hybrid import HybridIndex, Query
+from indexes.hybrid import HybridIndex
 from indexes.lexical import BM25Index
 from indexes.postings import Postings
 from retriever.errors import InvalidInput

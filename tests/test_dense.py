@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indexes.ann import AnnIndex
+from indexes.channels import Fusion, Query
 from indexes.dense import NO_DIRECTION, DenseIndex, Segment, error_bound, exact_scores
 from indexes.errors import InvalidInput
-from indexes.hybrid import Fusion, HybridIndex, Query
+from indexes.hybrid import HybridIndex
 from indexes.lexical import BM25Index
 from indexes.postings import Postings
 from indexes.vector_storage import VectorRows

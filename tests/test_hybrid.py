@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
 from indexes.ann import AnnIndex
+from indexes.channels import Fusion, Query
 from indexes.dense import DenseIndex, Segment, exact_scores
-from indexes.hybrid import Fusion, HybridIndex, Query
+from indexes.hybrid import HybridIndex
 from indexes.lexical import BM25, BM25Index
 from indexes.postings import Postings
 from indexes.vector_storage import VectorRows

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from indexes.channels import Fusion, Query
 from indexes.dense import DenseIndex, Segment
-from indexes.hybrid import Fusion, HybridIndex, Query
+from indexes.hybrid import HybridIndex
 from indexes.lexical import BM25Index
 from indexes.postings import Postings
 from retriever.example import Example

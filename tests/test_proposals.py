@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from support import build
 
+from indexes.channels import Query
 from indexes.dense import DenseIndex
-from indexes.hybrid import Query
 from retriever import Example, IndexSettings
 from retriever.ranking import pipeline
 from retriever.ranking.strategies.base import Candidates

@@ -43,7 +43,7 @@ class Counting:
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr("retriever.build._ENCODE_BLOCK", BLOCK)
+    monkeypatch.setattr("retriever.publishing._ENCODE_BLOCK", BLOCK)
 
 
 def build(root: Path, embedder: Counting, rows=ROWS, note=fail, **options) -> None:
@@ -104,13 +104,13 @@ def test_interrupted_twice_it_still_embeds_each_text_once(tmp_path):
 KILLED = """
 import os, signal, sys
 sys.path[:0] = [{tests!r}]
-import retriever.build
+import retriever.publishing
 from support import embed
 from test_resume import ROWS, TEXTS
 from retriever import Retriever
 from retriever.embedders.function import FunctionEmbedder
 
-retriever.build._ENCODE_BLOCK = 4
+retriever.publishing._ENCODE_BLOCK = 4
 blocks = 0
 
 def killing(texts):

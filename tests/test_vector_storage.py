@@ -6,10 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import build, embed
 
+from indexes.channels import Fusion, Query
 from indexes.dense import DenseIndex, Segment, exact_scores
 from indexes.errors import InvalidInput
 from indexes.generation import generations
-from indexes.hybrid import Fusion, HybridIndex, Query
+from indexes.hybrid import HybridIndex
 from indexes.lexical import BM25Index, Postings
 from indexes.vector_storage import TYPES, VectorRows, gives, row_bytes
 from retriever import Example, IndexSettings, Retriever

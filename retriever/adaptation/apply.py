@@ -7,16 +7,43 @@ from dataclasses import replace
 
 from retriever import writing
 from retriever.adaptation.adapt import Adapted, Progress, Teacher, Tuned, adapt
+from retriever.adaptation.feedback import known_ids, read_feedback
 from retriever.adaptation.full import adapt_fully
 from retriever.adaptation.learner import LearnerSettings
+from retriever.adaptation.supervision import SOURCES
 from retriever.adaptation.training import FinetuneSettings
 from retriever.embedders import Embedder, same_space
 from retriever.errors import Incompatible, InvalidInput
 from retriever.evaluation.calibration import Calibration
+from retriever.formats import BadRow, Limits, Source
 from retriever.live import LiveIndex
-from retriever.stored_embedder import StoredEmbedder
+from retriever.snapshot import Snapshot
+from retriever.stored_embedder import StoredEmbedder, load_for
 
 Note = Callable[[str], None]
+
+
+def teacher_of(
+    source: Source | None,
+    snapshot: Snapshot,
+    limits: Limits,
+    note: Note,
+    *,
+    strict: bool,
+    on_bad: Callable[[BadRow], None] | None,
+) -> Teacher:
+    """What of the pool is learned from, or a log of outcomes, what cannot be used of it told; see `Retriever.adapt`."""
+    if source is None or (isinstance(source, str) and source in SOURCES):
+        return source
+    log = read_feedback(
+        source, usable=snapshot.key.text, limits=limits, strict=strict, on_bad=on_bad or (lambda row: None)
+    )
+    if log.bad and on_bad is None:
+        note(f"{log.bad} bad lines of {log.name} were set aside, first {log.first_bad}")
+    known, unknown = known_ids(log, snapshot.places_of)
+    if unknown:
+        note(f"{log.name} names {unknown:,} examples that are not in the pool, and {len(known):,} that are")
+    return log
 
 
 def adapt_index(live: LiveIndex, settings: LearnerSettings, teacher: Teacher, progress: Progress) -> Adapted:
@@ -79,7 +106,7 @@ def _former(
     base: StoredEmbedder, live: LiveIndex, session: writing.Session, note: Note
 ) -> tuple[Embedder, StoredEmbedder]:
     """The embedder from before, as it can embed the pool here and now, and what the index stores of that."""
-    embedder, about = writing.load_for(live.snapshot.key, base.pool_source, session.pool, session.revision, note)
+    embedder, about = load_for(live.snapshot.key, base.pool_source, session.pool, session.revision, note)
     if not same_space(about.fingerprint, base.fingerprint):
         raise Incompatible(
             f"embedder {about.name}, which gives other vectors than it did",

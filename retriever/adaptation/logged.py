@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from indexes.channels import Fusion
 from indexes.dense import DenseIndex, Segment
-from indexes.hybrid import Fusion, HybridIndex
+from indexes.hybrid import HybridIndex
 from retriever.adaptation.evidence import Asked, Evidence
 from retriever.adaptation.learner import Batch, Targets
 from retriever.adaptation.linear_map import Vectors

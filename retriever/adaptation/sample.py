@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from indexes.hybrid import Query
+from indexes.channels import Query
 from indexes.lexical import BM25Index, LexicalIndex
 from indexes.postings import Postings
 from retriever.adaptation.linear_map import Vectors

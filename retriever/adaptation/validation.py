@@ -15,8 +15,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from indexes.channels import Query
 from indexes.dense import DenseIndex, Segment
-from indexes.hybrid import HybridIndex, Query
+from indexes.hybrid import HybridIndex
 from retriever.adaptation.sample import Sample
 from retriever.adaptation.spaces import Space
 from retriever.errors import InvalidInput

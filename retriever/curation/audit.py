@@ -26,13 +26,13 @@ from typing import TypeVar
 
 import numpy as np
 
-from retriever.build import Progress
 from retriever.curation.neighbours import nearest_rows
 from retriever.curation.similar import Cluster, check_threshold, clusters, near_matches, said
 from retriever.curation.suspicious import BLANK_OUTPUT, SUSPICIONS, far_above, far_lengths
 from retriever.errors import InvalidInput
 from retriever.example import Example, Json
 from retriever.keys import text_hash
+from retriever.publishing import Progress
 from retriever.ranking.guard import normalised
 from retriever.ranking.strategies.exact import exact_vectors
 from retriever.ranking.strategies.picks import Integers, Reals

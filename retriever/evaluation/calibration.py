@@ -16,7 +16,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from indexes.hybrid import Fusion, HybridIndex, Query
+from indexes.channels import Fusion, Query
+from indexes.hybrid import HybridIndex
 from retriever.errors import InvalidInput
 from retriever.evaluation.metrics import TokenSet, best_overlap, output_tokens, precision
 from retriever.example import Example, Json

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from indexes.hybrid import MODES
+from indexes.channels import MODES
 from retriever.errors import InvalidInput
 from retriever.evaluation.asking import Asking, Cost, ask, missing, values_of
 from retriever.evaluation.comparison import Values, by_label, by_query, compared

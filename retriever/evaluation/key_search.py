@@ -17,7 +17,6 @@ import numpy as np
 
 from indexes import generation as generations
 from retriever.adaptation.adapt import given_weight
-from retriever.build import Progress, publish
 from retriever.embedders import Embedder, is_tuned
 from retriever.errors import InvalidInput
 from retriever.evaluation.calibration import Calibration
@@ -25,14 +24,16 @@ from retriever.example import Example, Json
 from retriever.formats import Limits
 from retriever.keys import Key
 from retriever.live import LiveIndex
+from retriever.publishing import Progress, publish
 from retriever.query_encoder import QueryEncoder
 from retriever.ranking.recipe import Recipe
 from retriever.recipes import RecipeLike, select_each
+from retriever.reused import Reused
 from retriever.selection import Selection
 from retriever.selector import Selector
 from retriever.snapshot import Base, Snapshot
-from retriever.stored_embedder import StoredEmbedder
-from retriever.writing import Rekeyed, Reused, load_for
+from retriever.stored_embedder import StoredEmbedder, load_for
+from retriever.writing import Rekeyed
 
 Note = Callable[[str], None]
 

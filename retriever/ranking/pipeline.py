@@ -16,7 +16,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from indexes.hybrid import ChannelScores, Fusion, Hits, HybridIndex
+from indexes.channels import ChannelScores, Fusion, Hits
+from indexes.hybrid import HybridIndex
 from retriever.ranking.adaptive import Adaptive
 from retriever.ranking.constrained import Constrained, View, constrained
 from retriever.ranking.recipe import Part, Recipe

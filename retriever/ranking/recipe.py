@@ -43,7 +43,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
-from indexes.hybrid import MODES, RULES
+from indexes.channels import MODES, RULES
 from retriever.errors import InvalidInput
 from retriever.example import Json
 from retriever.ranking.adaptive import Adaptive
