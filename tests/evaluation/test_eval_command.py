@@ -161,7 +161,7 @@ def test_json_may_be_asked_for_twice(made):
 
 @pytest.mark.parametrize("verb", ["eval", "tune"])
 def test_judgements_of_another_pool_are_refused_and_those_of_more_than_it_are_told(made, tmp_path, verb):
-    rows = [{"id": f"q{i}", **row} for i, row in enumerate(ASKED)]
+    rows = [{**row, "id": f"q{i}", "text": f"{row['text']}, number {i}"} for i, row in enumerate(ASKED)]
     (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "qrels.tsv").write_text("".join(f"q{i}\td{i}\t1\n" for i in range(32)))
     arguments = (verb, made / "i", tmp_path / "asked.jsonl", *FIELDS, "--resamples", "200")
