@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from retriever.errors import IndexCorrupt, IndexLocked, InvalidInput, StorageError
+from retriever.errors import IndexCorrupt, IndexLocked, InvalidInput, RetrieverError, StorageError
 
 Result = TypeVar("Result")
 
@@ -27,12 +27,20 @@ _UNAVAILABLE = {
 }
 
 
+def _index_damaged(path: Path, reason: str) -> RetrieverError:
+    return IndexCorrupt(path, reason, fix="restore the index from a copy")
+
+
 @contextlib.contextmanager
-def reported(path: Path) -> Iterator[None]:
+def reported(path: Path, damaged: Callable[[Path, str], RetrieverError] = _index_damaged) -> Iterator[None]:
     """What SQLite raises, by cause.
 
+    Args:
+        path: The file.
+        damaged: From the file and what is wrong with it to the error that says so; an index's, if it is left out.
+
     Raises:
-        IndexCorrupt: The file is damaged, or is no database.
+        IndexCorrupt: The file is damaged, or is no database; or what `damaged` gives.
         IndexLocked: Another process has kept it to itself for too long.
         StorageError: The operating system refuses.
         InvalidInput: The connection was closed.
@@ -49,7 +57,7 @@ def reported(path: Path) -> Iterator[None]:
             number = _UNAVAILABLE[code & 0xFF] or _why_not_opened(path)
             reason = OSError(number, f"SQLite says: {error}")
             raise StorageError(path, "cannot be read or written", reason) from error
-        raise IndexCorrupt(path, f"SQLite says: {error}", fix="restore the index from a copy") from error
+        raise damaged(path, f"SQLite says: {error}") from error
 
 
 def _why_not_opened(path: Path) -> int:

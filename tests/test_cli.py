@@ -611,6 +611,12 @@ def test_a_reader_that_leaves_is_no_error(shared):
     child.wait(timeout=30)
 
 
+def test_a_source_that_is_none_is_refused_with_those_that_there_are(index):
+    told = error(2, "adapt", index, "--from", "lables")
+    assert "there is no file lables" in told
+    assert "labels, outputs, templates, embeddings, or a file" in told
+
+
 def test_prompt_explained_tells_what_each_demonstration_takes(looked_after):
     result = ok("prompt", looked_after / "i", "b number 1", "-k", 2, "--explain")
     messages = json.loads(result.stdout)

@@ -7,7 +7,6 @@ knows better can say so: equal templates of outputs, or the cosine of the output
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +20,7 @@ from retriever.adaptation.learner import Batch, Targets
 from retriever.adaptation.linear_map import Vectors
 from retriever.errors import InvalidInput
 from retriever.evaluation.calibration import Objective, objective
-from retriever.evaluation.metrics import best_overlap, mean_overlap, output_tokens
+from retriever.evaluation.metrics import TOKEN, best_overlap, mean_overlap, output_tokens
 from retriever.example import Example
 from retriever.ranking.seeding import permutation
 from retriever.ranking.template_key import template_key
@@ -31,7 +30,6 @@ SHARPNESS = 12.0
 _MOST_KEPT = 5_000
 """Rows of which all pairs are kept, in 100 MB at most."""
 _BLOCK_ROWS = 256
-_TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
 class Likeness(Protocol):
@@ -119,7 +117,7 @@ class FeatureSets:
 
 def output_features(text: str) -> frozenset[Hashable]:
     """The tokens of an output, words and signs in lower case, and its pairs of neighbouring tokens."""
-    tokens = _TOKEN.findall(text.lower())
+    tokens = TOKEN.findall(text.lower())
     return frozenset[Hashable](tokens) | frozenset(pairwise(tokens))
 
 

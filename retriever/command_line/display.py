@@ -221,7 +221,7 @@ def show_evaluation(found: Evaluation, *, worst: int, times: bool) -> None:
             "metric": metric.metric if place == 0 else "",
             "recipe": printable(score.recipe),
             **({"ms": took[score.recipe]} if times else {}),
-            **_figures(score, f"{float(str(found.settings['level'])):.0%}"),
+            **_figures(score, _level(found.settings)),
         }
         for metric in found.metrics
         for place, score in enumerate(metric.scores)
@@ -269,7 +269,7 @@ def show_tuning_plan(plan: Plan) -> None:
 
 def show_tuning(found: Tuning) -> None:
     """Every recipe that was tried, the best first, and what the chosen one gains where it was not chosen."""
-    level = f"{float(str(found.settings['level'])):.0%}"
+    level = _level(found.settings)
     typer.echo(f"{found.objective}: {found.settings['queries']} queries, {found.asked}")
     rows = [
         {
@@ -315,6 +315,11 @@ def _figures(score: Score, level: str) -> dict[str, str]:
         f"its {level} interval": _ends(score.difference_interval, "+") if apart else "",
         "verdict": score.verdict,
     }
+
+
+def _level(settings: Mapping[str, Json]) -> str:
+    """The level of the intervals in percent, with the digits that it has: 95%, 99.9%."""
+    return f"{100 * float(str(settings['level'])):.10g}%"
 
 
 def _ends(interval: Interval | None, sign: str = "") -> str:

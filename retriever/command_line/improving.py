@@ -12,6 +12,7 @@ from retriever.command_line.display import (
     BadRows,
     emit_csv,
     emit_json,
+    note,
     show_adaptation,
     show_audit,
     show_cost,
@@ -45,6 +46,7 @@ from retriever.command_line.options import (
     tune_settings_of,
     with_options,
 )
+from retriever.command_line.refusals import check_adapt, check_asked, check_form
 from retriever.command_line.running import opened, reported
 from retriever.command_line.terminal import amount, printable, progress
 
@@ -102,8 +104,8 @@ def audit(
     threshold: Annotated[float, typer.Option(help="Likeness of near copies, up to 1.")] = 0.9,
     neighbours: Annotated[int, typer.Option(help="How many of the nearest must agree against a label.")] = 10,
     most: Annotated[int | None, typer.Option(help="Findings of each kind (20 in a table, else all).")] = None,
-    input: Annotated[str, typer.Option(help="Field of a query's input; a name, path or $template.")] = "input",
-    id: Annotated[str, typer.Option(help="Field of a query's id.")] = "id",
+    input: Annotated[str | None, typer.Option(help="Field of a query's input (input); name, path, $template.")] = None,
+    id: Annotated[str | None, typer.Option(help="Field of a query's id (id).")] = None,
     format: Annotated[str | None, typer.Option(help="Format of QUERIES.")] = None,
     json_output: JsonFlag = False,
     trust: Trust = False,
@@ -114,17 +116,15 @@ def audit(
     retriever audit tickets.index
     retriever audit tickets.index test.jsonl > findings.json
     """
-    from retriever import Fields
     from retriever.curation.audit import AuditSettings
     from retriever.curation.audit import audit as look
-    from retriever.formats import read_queries
 
+    fields = {name: value for name, value in (("input", input), ("id", id)) if value is not None}
+    check_asked("QUERIES", queries, leave_one_out=None, fields=fields, format=format)
     bad = BadRows()
     listed = most if most is not None or wants_json(json_output) else 20
     settings = AuditSettings(threshold, neighbours, listed)
-    asked = (
-        () if queries is None else read_queries(str(queries), fields=Fields(input, id=id), format=format, on_bad=bad)
-    )
+    asked = _true_queries(queries, fields, format, bad) or ()
     with opened(index, {}, trust=trust) as retriever, progress() as shown:
         found = look(retriever.snapshot, asked, settings, shown)
     bad.report()
@@ -184,6 +184,8 @@ def evaluate_(
     from retriever.evaluation.evaluate import evaluate, recipes_of
     from retriever.evaluation.queries import read_qrels
 
+    check_asked("QUERIES", queries, leave_one_out=leave_one_out, fields=fields, format=format, strict=strict)
+    check_form(form, json_output)
     bad = BadRows(strict=strict)
     settings = eval_settings_of(evaluation, prompt_options)
     asked = _true_queries(queries, fields, format, bad)
@@ -247,14 +249,17 @@ def tune_(
     retriever tune tickets.index --try-key input+output --dry-run
     retriever tune tickets.index dev.jsonl --backend openai:gpt-4o-mini --metric exact --max-calls 1000
     """
-    from retriever.evaluation.queries import read_qrels
+    from retriever.evaluation.queries import judgement_notes, read_qrels
     from retriever.evaluation.tune import tune
 
+    check_asked("QUERIES", queries, leave_one_out=leave_one_out, fields=fields, format=format, strict=strict)
     bad = BadRows(strict=strict)
     asked = _true_queries(queries, fields, format, bad)
     judged = None if qrels is None else read_qrels(qrels)
     asking = asking_of(model)
     with opened(index, embedder, limits=limits) as retriever, progress() as shown:
+        for line in judgement_notes(retriever.snapshot, (judged or {}).values()):
+            note(line)
         found = tune(
             retriever,
             asked,
@@ -302,7 +307,7 @@ def adapt(
     retriever adapt tickets.index --from feedback.jsonl
     retriever adapt tickets.index --undo
     """
-    _check_adapt(kind=kind, source=source, strict=strict, full=full, undo=undo, fine_tuning=fine_tuning)
+    check_adapt(kind=kind, source=source, strict=strict, full=full, undo=undo, fine_tuning=fine_tuning)
     bad = BadRows(strict=strict)
     with opened(index, {}) as retriever, progress() as shown:
         if undo:
@@ -326,25 +331,6 @@ def adapt(
         show_adaptation(found, generation)
 
 
-def _check_adapt(
-    *, kind: str | None, source: str | None, strict: bool, full: bool, undo: bool, fine_tuning: Mapping[str, object]
-) -> None:
-    """Refuses options that would be ignored."""
-    from retriever.adaptation.supervision import SOURCES
-    from retriever.errors import InvalidInput
-
-    if strict and (source is None or source in SOURCES):
-        raise InvalidInput("--strict without a log", expected="--from FILE, whose lines may be bad")
-    given = {"--kind": kind, "--from": source, "--full": full, **{f"--{name}": 1 for name in fine_tuning}}
-    if undo and any(given.values()):
-        named = ", ".join(name for name, value in given.items() if value)
-        raise InvalidInput(f"--undo together with {named}", fix="leave one out")
-    if full and kind is not None:
-        raise InvalidInput("--kind together with --full", expected="a form of the map, or the model itself")
-    if fine_tuning and not full:
-        raise InvalidInput(f"--{next(iter(fine_tuning))} without --full")
-
-
 @app.command(no_args_is_help=True)
 @reported
 @with_options(fields=FIELDS, embedder=EMBEDDER, limits=PROMPT_LIMITS)
@@ -356,8 +342,11 @@ def report(
         typer.Option("--queries", help="File of queries with their true outputs or labels.", show_default=False),
     ] = None,
     leave_one_out: Annotated[
-        int, typer.Option("--leave-one-out", help="Without --queries: ask N examples of the pool.")
-    ] = 300,
+        int | None,
+        typer.Option(
+            "--leave-one-out", help="In place of --queries: ask N examples of the pool (300).", show_default=False
+        ),
+    ] = None,
     recipe_files: ComparedRecipes = None,
     k: Annotated[
         int | None, typer.Option("-k", "--k", help="How many demonstrations (as the recipes say).", show_default=False)
@@ -383,8 +372,10 @@ def report(
     from retriever.evaluation.evaluate import recipes_of
     from retriever.evaluation.report import ReportSettings, write_report
 
+    check_asked("--queries", queries, leave_one_out=leave_one_out, fields=fields, format=format, strict=strict)
     bad = BadRows(strict=strict)
-    settings = ReportSettings(leave_one_out=leave_one_out, k=k, seed=seed, audit=not no_audit, map=map_by)
+    sample = {} if leave_one_out is None else {"leave_one_out": leave_one_out}
+    settings = ReportSettings(**sample, k=k, seed=seed, audit=not no_audit, map=map_by)
     asked = _true_queries(queries, fields, format, bad)
     with opened(index, embedder, trust=trust, limits=limits) as retriever, progress() as shown:
         compared = recipes_of(retriever, recipe_files or ())

@@ -305,7 +305,7 @@ def asking_of(options: Mapping[str, object]) -> Asking | None:
     """The language model that the group `ASKING` names, and how much may be asked of it; None when it names none."""
     from retriever.backends import BackendSettings, load_backend
     from retriever.errors import InvalidInput
-    from retriever.evaluation.answers import backend_identity, default_cache, shown_backend
+    from retriever.evaluation.answers import AnswerCache, backend_identity, default_cache, shown_backend
     from retriever.evaluation.asking import Asking
 
     if "backend" not in options:
@@ -322,8 +322,10 @@ def asking_of(options: Mapping[str, object]) -> Asking | None:
         cache = default_cache()
         cache.parent.mkdir(parents=True, exist_ok=True)
     budget = {name: options[name] for name in ("concurrency", "max_calls", "max_tokens") if name in options}
+    with AnswerCache(cache):  # one that cannot be used is told now, not after the work
+        call = load_backend(backend, settings=settings)
     return Asking(
-        load_backend(backend, settings=settings),
+        call,
         backend_identity(backend, settings),
         shown_backend(backend),
         cache,

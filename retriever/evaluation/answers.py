@@ -19,7 +19,7 @@ from typing import Self
 from retriever.backends import BackendSettings
 from retriever.backends.base import shown_url
 from retriever.cache import cache_directory
-from retriever.errors import DelimiterCollision, IndexCorrupt, InvalidInput
+from retriever.errors import DelimiterCollision, InvalidInput, RetrieverError
 from retriever.prompting import Prompt
 from retriever.sqlite import connect, patiently, reported
 
@@ -67,6 +67,15 @@ def default_cache() -> Path:
     return cache_directory() / "answers.sqlite"
 
 
+def _damaged(path: Path, reason: str) -> RetrieverError:
+    # Of a file that cannot be read, nobody can say whether answers were in it.
+    return RetrieverError(
+        f"{path}: {reason}",
+        expected="a file of answers",
+        fix="if it is one, delete it: what it held is asked again; else name another file",
+    )
+
+
 class AnswerCache:
     """The file of answers; a context manager. Several threads and processes may use it at once.
 
@@ -75,7 +84,7 @@ class AnswerCache:
 
     Raises:
         InvalidInput: There is no folder for it, or the file holds something else.
-        IndexCorrupt: It is damaged, or is no database.
+        RetrieverError: It is damaged, or is no database.
         StorageError: The operating system refuses.
     """
 
@@ -84,7 +93,7 @@ class AnswerCache:
         self._lock = threading.Lock()
         if not path.parent.is_dir():
             raise InvalidInput(f"no folder {path.parent} to keep {path.name} in", fix="make it first")
-        with reported(path):
+        with reported(path, _damaged):
             self._connection = connect(path, writable=True)
         try:
             self._open()
@@ -96,7 +105,7 @@ class AnswerCache:
         from sqlite_utils import Database
 
         database = Database(self._connection)
-        with reported(self.path):
+        with reported(self.path, _damaged):
             if not database.table_names():
                 columns = dict.fromkeys(_COLUMNS, str)
                 patiently(
@@ -126,26 +135,24 @@ class AnswerCache:
         """The answers that there are of these keys.
 
         Raises:
-            IndexCorrupt: One is not what was put there.
+            RetrieverError: One is not what was put there.
         """
         found: dict[str, str] = {}
         for start in range(0, len(keys), _AT_ONCE):
             some = keys[start : start + _AT_ONCE]
             marks = ", ".join("?" * len(some))
-            with self._lock, reported(self.path):
+            with self._lock, reported(self.path, _damaged):
                 rows = self._connection.execute(f"SELECT key, answer, hash FROM answers WHERE key IN ({marks})", some)
                 read = rows.fetchall()
             for key, answer, stored in read:
                 if stored != _hash(key, answer):
-                    raise IndexCorrupt(
-                        self.path, "holds an answer that its hash does not match", fix="remove it, and ask again"
-                    )
+                    raise _damaged(self.path, "an answer that its hash does not match")
                 found[key] = answer
         return found
 
     def put(self, key: str, answer: str) -> None:
         """Keeps an answer; on the disk when this returns. The first answer to a question stays."""
-        with self._lock, reported(self.path):
+        with self._lock, reported(self.path, _damaged):
             self._connection.execute(
                 "INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", (key, answer, _hash(key, answer))
             )

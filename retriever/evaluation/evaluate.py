@@ -24,7 +24,7 @@ from retriever.evaluation.comparison import Values, by_label, by_query, compared
 from retriever.evaluation.intervals import Bootstrap
 from retriever.evaluation.judge import ANSWER_METRICS, MOST_CHOICES, AnswerMetric, answer_metric, is_answer_metric
 from retriever.evaluation.judged import NEEDS, Grades, Judged, Metric, default_metrics, metric
-from retriever.evaluation.queries import Qrels, as_asked, held_out
+from retriever.evaluation.queries import Qrels, as_asked, held_out, judgement_notes
 from retriever.evaluation.results import Evaluated, Evaluation
 from retriever.example import Example, Json, as_query
 from retriever.prompting import Prompt
@@ -107,19 +107,20 @@ def evaluate(
 
     Raises:
         InvalidInput: Both queries and `leave_one_out` or neither, no query, a metric that no query can be judged by, a
-            recipe or option that cannot be used, an index that another thread changed meanwhile, or not one query
-            that the model answered under every recipe.
+            recipe or option that cannot be used, judgements none of whose examples is in the pool, an index that
+            another thread changed meanwhile, or not one query that the model answered under every recipe.
         BackendError: Nothing but failures came from the language model, or many in a row.
     """
     settings = settings or EvalSettings()
     snapshot = retriever.snapshot
     asked, grades = questions(snapshot, queries, leave_one_out, guard=settings.guard, seed=settings.seed), qrels or {}
     judges, metrics = _metrics(settings, asked, grades, asking, lambda: choices_of(snapshot))
+    notes = judgement_notes(snapshot, [grades.get(query.id, {}) for query in asked])
     effective = _recipes(retriever, recipes, metrics, settings)
     task = _Task(retriever, snapshot, asked, grades, metrics, settings.prompt, asking is not None, progress)
     measured = {name: task.measure(name, recipe) for name, recipe in effective.items()}
     values = np.stack([one.values for one in measured.values()], axis=1)
-    notes = _notes(task, measured, leave_one_out is None)
+    notes += _notes(task, measured, leave_one_out is None)
     answers = None
     if asking is not None:
         prompts = {name: one.prompts for name, one in measured.items()}
@@ -250,7 +251,11 @@ def _recipes(
     for name, recipe in effective.items():
         deep = [one.name for one in metrics if (one.depth or 0) > recipe.select.k]
         if deep:
-            raise InvalidInput(f"the metric {deep[0]} of the recipe {name}, which chooses {recipe.select.k}")
+            raise InvalidInput(
+                f"the metric {deep[0]} of the recipe {name}, which chooses {recipe.select.k}",
+                expected="no more demonstrations than a recipe chooses",
+                fix="raise its k: -k, EvalSettings(k=...), or name a smaller number",
+            )
     return effective
 
 

@@ -19,7 +19,8 @@ from retriever.ranking.guard import jaccard
 
 TokenSet = frozenset[str]
 
-_TOKEN = re.compile(r"\w+|[^\w\s]")
+TOKEN = re.compile(r"\w+|[^\w\s]")
+"""A word, or a single sign."""
 
 
 def hit(query: TokenSet, chosen: Sequence[TokenSet]) -> float:
@@ -134,7 +135,7 @@ def output_tokens(text: str) -> TokenSet:
 
 def ngrams(text: str, longest: int = 4) -> TokenSet:
     """The distinct n-grams of 1 to `longest` tokens, words and signs, in text order, with a blank between tokens."""
-    tokens = _TOKEN.findall(text)
+    tokens = TOKEN.findall(text)
     return frozenset(
         " ".join(tokens[start : start + size])
         for size in range(1, longest + 1)

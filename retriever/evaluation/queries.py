@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
@@ -83,6 +83,29 @@ def read_qrels(path: Path) -> Qrels:
     if not grades:
         raise InvalidInput(f"judgements {path} without a line", expected="query id, document id, grade")
     return grades
+
+
+def judgement_notes(snapshot: Snapshot, judgements: Iterable[Grades]) -> list[str]:
+    """What a reader should know of judgements: how many relevant examples the pool lacks, which nothing can find.
+
+    Args:
+        snapshot: The view of the pool.
+        judgements: Of the queries.
+
+    Raises:
+        InvalidInput: The pool lacks them all.
+    """
+    relevant = list(dict.fromkeys(one for grades in judgements for one, grade in grades.items() if grade > 0))
+    known = len(snapshot.places_of(relevant))
+    if relevant and not known:
+        raise InvalidInput(
+            f"judgements by which {len(relevant):,} examples are relevant, the first {relevant[0]!r}, none of them in "
+            "the pool",
+            expected="ids of its examples",
+            fix="build the index with the field that holds these ids: --id, Fields(id=...)",
+        )
+    lacking = len(relevant) - known
+    return [f"{lacking:,} of {len(relevant):,} relevant examples are not in the pool"] if lacking else []
 
 
 def _cells(line: str) -> tuple[str, str, str] | None:

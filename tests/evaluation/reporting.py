@@ -12,6 +12,7 @@ HOSTILE = (
     "<img src=x onerror=alert(1)>",
     "\"'><b>bold</b> &amp; <!--",
     "right \u202eto left\u2028next \u2066line\x00",
+    "--accent",
     "%{x} <a href='javascript:alert(1)'>$x$</a> {{ 7*7 }}",
 )
 

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from retriever.backends import BackendSettings
-from retriever.errors import IndexCorrupt, InvalidInput
+from retriever.errors import InvalidInput, RetrieverError
 from retriever.evaluation.answers import AnswerCache, backend_identity, prompt_key, shown_backend
 from retriever.example import Example
 from retriever.prompting import assemble, load_counter, load_template
@@ -52,8 +52,12 @@ def test_an_answer_that_changed_on_the_disk_is_not_believed(tmp_path):
         cache.put("k", "yes")
     with sqlite3.connect(tmp_path / "a.sqlite") as database:
         database.execute("UPDATE answers SET answer = 'no'")
-    with AnswerCache(tmp_path / "a.sqlite") as cache, pytest.raises(IndexCorrupt, match="hash does not match"):
+    with (
+        AnswerCache(tmp_path / "a.sqlite") as cache,
+        pytest.raises(RetrieverError, match="hash does not match") as seen,
+    ):
         cache.get(["k"])
+    assert seen.value.exit_code == 1
 
 
 def test_another_file_is_refused_and_left_as_it_is(tmp_path):
@@ -64,11 +68,26 @@ def test_another_file_is_refused_and_left_as_it_is(tmp_path):
         AnswerCache(other)
     with sqlite3.connect(other) as database:
         assert database.execute("SELECT name FROM sqlite_master").fetchall() == [("examples",)]
-    (tmp_path / "text").write_text("no database at all, but a text that is long enough" * 10)
-    with pytest.raises(IndexCorrupt):
-        AnswerCache(tmp_path / "text")
     with pytest.raises(InvalidInput, match="no folder"):
         AnswerCache(tmp_path / "nowhere" / "a.sqlite")
+
+
+def test_a_damaged_file_is_told_as_what_it_is_and_may_be_deleted(tmp_path):
+    text = "no database at all, but a text that is long enough" * 10
+    (tmp_path / "text").write_text(text)
+    with pytest.raises(RetrieverError) as seen:
+        AnswerCache(tmp_path / "text")
+    assert seen.value.exit_code == 1 and seen.value.expected == "a file of answers"
+    assert str(tmp_path / "text") in seen.value.seen and "file is not a database" in seen.value.seen
+    assert "delete it" in seen.value.fix and "asked again" in seen.value.fix and "index" not in str(seen.value)
+    assert (tmp_path / "text").read_text() == text
+    with AnswerCache(tmp_path / "a.sqlite") as cache:
+        cache.put("k", "yes" * 5_000)
+    whole = (tmp_path / "a.sqlite").read_bytes()
+    (tmp_path / "a.sqlite").write_bytes(whole[:4096] + b"\xff" * (len(whole) - 4096))
+    with AnswerCache(tmp_path / "a.sqlite") as cache, pytest.raises(RetrieverError, match="delete it") as seen:
+        cache.get(["k"])
+    assert seen.value.exit_code == 1
 
 
 def test_a_file_with_a_trigger_is_refused(tmp_path):

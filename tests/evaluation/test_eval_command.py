@@ -129,6 +129,65 @@ def test_what_cannot_be_evaluated_is_refused_with_exit_code_2(made, arguments, s
     assert said in refused(2, "eval", made / "i", *arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ("eval", "--leave-one-out", "5", "--label", "kind", "--no-output", "--strict", "--format", "csv"),
+            "--no-output, --label, --format, --strict without QUERIES",
+        ),
+        (("tune", "--leave-one-out", "5", "--input", "text"), "--input without QUERIES"),
+        (("tune", "--strict"), "--strict without QUERIES"),
+        (("report", "-o", "r.html", "--format", "csv"), "--format without --queries"),
+        (("report", "-o", "r.html", "--id", "number"), "--id without --queries"),
+        (("audit", "--input", "text"), "--input without QUERIES"),
+        (("audit", "--id", "id", "--format", "csv"), "--id, --format without QUERIES"),
+        (("eval", "FILE", "--leave-one-out", "5"), "QUERIES together with --leave-one-out"),
+        (("tune", "FILE", "--leave-one-out", "5"), "QUERIES together with --leave-one-out"),
+        (("report", "-o", "r.html", "--queries", "FILE", "--leave-one-out", "5"), "--queries together with"),
+        (("eval", "--leave-one-out", "5", "--as", "csv", "--json"), "--json together with --as csv"),
+        (("eval", "--leave-one-out", "5", "--as", "table", "--json"), "--json together with --as table"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused_by_its_name(made, arguments, said):
+    verb, *others = (made / "asked.jsonl" if one == "FILE" else one for one in arguments)
+    assert said in refused(2, verb, made / "i", *others)
+
+
+def test_json_may_be_asked_for_twice(made):
+    arguments = ("eval", made / "i", "--leave-one-out", "20", "--resamples", "200")
+    assert ok(*arguments, "--as", "json", "--json").stdout == ok(*arguments).stdout
+
+
+@pytest.mark.parametrize("verb", ["eval", "tune"])
+def test_judgements_of_another_pool_are_refused_and_those_of_more_than_it_are_told(made, tmp_path, verb):
+    rows = [{**row, "id": f"q{i}", "text": f"{row['text']}, number {i}"} for i, row in enumerate(ASKED)]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "qrels.tsv").write_text("".join(f"q{i}\td{i}\t1\n" for i in range(32)))
+    arguments = (verb, made / "i", tmp_path / "asked.jsonl", *FIELDS, "--resamples", "200")
+    arguments += ("--qrels", tmp_path / "qrels.tsv")
+    assert "32 examples are relevant, the first 'd0', none of them in the pool" in refused(2, *arguments)
+    (tmp_path / "qrels.tsv").write_text("".join(f"q{i}\tp{i}\t1\nq{i}\td{i}\t1\n" for i in range(32)))
+    told = ok(*arguments, *(("--dry-run",) if verb == "tune" else ()))
+    assert "32 of 64 relevant examples are not in the pool" in (told.stdout if verb == "eval" else told.stderr)
+
+
+@pytest.mark.parametrize(("level", "shown"), [("0.999", "99.9%"), ("0.95", "95%"), ("0.57", "57%")])
+def test_the_level_of_intervals_is_shown_with_the_digits_that_it_has(made, level, shown):
+    told = ok("eval", made / "i", "--leave-one-out", "20", "--resamples", "200", "--as", "table", "--level", level)
+    assert f" {shown} interval " in told.stdout and f"its {shown} interval" in told.stdout
+
+
+def test_a_file_of_answers_that_cannot_be_used_is_told_before_the_index_is_opened(made, tmp_path):
+    (tmp_path / "text").write_text("no database at all, but a text that is long enough" * 10)
+    model = ("--backend", "command:cat", "--metric", "f1", "--cache")
+    for verb in ("eval", "tune"):
+        arguments = (verb, tmp_path / "no index", "--leave-one-out", "5", *model)
+        assert "delete it: what it held is asked again" in refused(1, *arguments, tmp_path / "text")
+        assert "no folder" in refused(2, *arguments, tmp_path / "nowhere" / "answers.sqlite")
+        assert "cannot be read or written" in refused(1, *arguments, tmp_path)
+
+
 def test_the_readme_lists_every_metric():
     told, answers = section("README.md", "Evaluate"), section("README.md", "With a language model")
     assert [name for name in METRICS if f"`{name}`" not in told] == []

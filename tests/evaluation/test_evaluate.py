@@ -158,6 +158,22 @@ def test_relevance_judgements_are_used_where_they_are_given(pool):
     assert found["mrr"].scores[0].interval is None
 
 
+def test_relevant_examples_that_the_pool_lacks_are_told_and_refused_when_it_lacks_all(pool):
+    settings = replace(QUICK, k=48, metrics=("recall",))
+    # d2 is irrelevant, and nobody asks what d4 is judged for: of p0, d1 and d3 the pool lacks two.
+    qrels = {"q0": {"p0": 1.0, "d1": 1.0, "d2": 0.0}, "q1": {"d1": 2.0, "d3": 1.0}, "other": {"d4": 1.0}}
+    found = evaluate(pool, queries=QUERIES, qrels=qrels, settings=settings)
+    assert "2 of 3 relevant examples are not in the pool" in found.notes
+    assert found["recall"].scores[0].mean == 0.25  # a half and nothing
+    told = []
+    foreign = {"q0": {"d1": 1.0, "p0": 0.0}, "q1": {"d2": 1.0}}
+    with pytest.raises(InvalidInput, match="2 examples are relevant, the first 'd1', none of them in the pool"):
+        evaluate(pool, queries=QUERIES, qrels=foreign, settings=settings, progress=lambda *one: told.append(one))
+    assert told == []
+    whole = evaluate(pool, queries=QUERIES, qrels={"q0": {"p0": 1.0}}, settings=settings)
+    assert not any("relevant" in line for line in whole.notes)
+
+
 def test_queries_and_documents_that_are_numbered_alike_are_not_the_same(pool):
     settings = replace(QUICK, k=48, metrics=("recall",))
     found = evaluate(pool, queries=[Example("p1", "what?")], qrels={"p1": {"p1": 1.0}}, settings=settings)
@@ -215,7 +231,10 @@ def test_recipes_of_files_stand_beside_the_own_one_under_their_names(pool, tmp_p
         ({"queries": ["bare"], "settings": EvalSettings(metrics=("hit",))}, "no query has a label"),
         ({"queries": ["bare"], "settings": EvalSettings(metrics=("template-hit",))}, "no query has an output"),
         ({"queries": QUERIES, "settings": EvalSettings(metrics=("mrr",))}, "no query has a relevance judgement"),
-        ({"queries": QUERIES, "settings": EvalSettings(metrics=("hit@5",), k=4)}, "hit@5 .*, which chooses 4"),
+        (
+            {"queries": QUERIES, "settings": EvalSettings(metrics=("hit@5",), k=4)},
+            "hit@5 .*, which chooses 4; expected no more .*; raise its k",
+        ),
         ({"leave_one_out": 5, "settings": EvalSettings(guard="exact")}, "would give its answer away"),
     ],
 )

@@ -7,6 +7,7 @@ import html
 import json
 import re
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -140,6 +141,28 @@ def test_a_pool_of_one_or_two_has_a_report_too(count, tmp_path):
     assert "NaN" not in json.dumps(data((tmp_path / "r.html").read_text(encoding="utf-8")))
 
 
+@pytest.mark.parametrize("output", [None, "output"])
+def test_a_pool_of_empty_texts_has_a_report_too(output, tmp_path):
+    rows = [{"id": f"p{i}", "input": "", "output": ""} for i in range(6)]
+    retriever = build(rows, tmp_path / "i", output=output, weight=0.5)
+    write_report(retriever, tmp_path / "r.html", settings=SMALL)
+    assert "6 examples. Lengths Every text is empty." in words((tmp_path / "r.html").read_text(encoding="utf-8"))
+
+
+def test_a_pool_of_one_label_has_a_report_too(tmp_path):
+    retriever = build([{**row, "label": "fruit"} for row in ROWS], tmp_path / "i", weight=0.5)
+    write_report(retriever, tmp_path / "r.html", settings=SMALL)
+    assert "1 labels, as mixed as 1.0 of equal size" in words((tmp_path / "r.html").read_text(encoding="utf-8"))
+
+
+def test_an_empty_pool_has_none(made, tmp_path):
+    retriever = build(ROWS[:1], tmp_path / "i", weight=0.5)
+    retriever.remove(["p0"])
+    with pytest.raises(InvalidInput, match="an index without an example"):
+        write_report(retriever, tmp_path / "r.html", settings=SMALL)
+    assert not (tmp_path / "r.html").exists()
+
+
 def test_hostile_texts_are_text_wherever_they_stand(tmp_path):
     retriever = build(hostile_rows(), tmp_path / "<b>i.index", weight=0.5)
     write_report(retriever, tmp_path / "r.html", settings=SMALL)
@@ -216,6 +239,23 @@ def test_two_points_are_laid_out_by_their_axes_alone(tmp_path):
     retriever = build(ROWS[:1], tmp_path / "i", weight=0.5)
     write_report(retriever, tmp_path / "r.html", settings=ReportSettings(map="umap", leave_one_out=1))
     assert "The map is by PCA" in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
+def test_equal_vectors_are_laid_out_by_their_axes_and_the_page_says_so(tmp_path):
+    rows = [{"id": f"p{i}", "input": "the same text", "output": "o", "label": "ab"[i % 2]} for i in range(30)]
+    retriever = build(rows, tmp_path / "i", weight=0.5)
+    write_report(retriever, tmp_path / "r.html", settings=replace(SMALL, map="umap", audit=False))
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    points = data(text)["map"]["data"][0]
+    assert len(points["x"]) == 30 and not any(points["x"] + points["y"])
+    assert "The map is by PCA, its axes found from 30 examples. UMAP had nothing to lay out" in words(text)
+
+
+def test_what_differs_by_less_than_the_grid_is_nothing_to_lay_out():
+    near = np.eye(8)[[0] * 30] + 1e-8 * np.random.default_rng(0).normal(size=(30, 8))
+    for nothing in (np.zeros((30, 8)), np.eye(8)[[0] * 30], near, np.eye(8)[: FEWEST - 1]):
+        assert umap_places(nothing.astype(np.float32), 0) is None
+    assert umap_places(np.eye(8, dtype=np.float32)[[0] * 30 + [3]], 0) is not None
 
 
 def test_a_histogram_counts_every_value_once_and_the_long_tail_in_its_last_bar():

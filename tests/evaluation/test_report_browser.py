@@ -119,7 +119,7 @@ def test_hostile_texts_appear_as_text(browser, pages):
     ticks = browser.execute_script(
         "return document.getElementById('labels').querySelector('.yaxislayer-above').textContent"
     )
-    assert "</script><script>" in ticks and "<img src=x onerror=" in ticks
+    assert "--accent" in ticks and "</script><script>" in ticks and "<img src=x onerror=" in ticks
     points = browser.execute_script("return document.getElementById('map').data[3].customdata.map((one) => one.input)")
     assert points[0] in hovered(browser, 3, 0)
     assert browser.execute_script("return document.querySelectorAll('script, img, b').length") == 3

@@ -43,7 +43,7 @@ class ReportSettings:
         listed: Rows of each list: worst queries, least covered, most chosen, labels.
         map_examples: Examples on the map; of a larger pool a sample.
         map_queries: Queries on the map.
-        map: How the map is made: `pca`, or `umap`, which needs the extra `umap`.
+        map: How the map is made: `pca`, or `umap`, which needs the extra `umap` and vectors that are not all equal.
         audit: Whether the pool is searched for conflicts, copies and outliers, which takes time that grows with the
             square of its size.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retriever.evaluation.report.projection import FEWEST, MOST_ROWS, principal_axes, umap_places
+from retriever.evaluation.report.projection import MOST_ROWS, principal_axes, umap_places
 from retriever.example import Example
 from retriever.ranking.seeding import permutation
 from retriever.ranking.strategies.picks import Reals
@@ -43,7 +43,7 @@ class Map:
         places: Where they lie, shape (examples, 2).
         chosen: How often each is chosen by all queries.
         queries: Those that are shown.
-        method: `pca`, or `umap`.
+        method: `pca`, or `umap`; what it was made by.
         shares: Of the variance, how much each axis holds; zeros for UMAP, whose axes mean nothing.
         fitted: How many examples the axes were found from, or are laid out.
     """
@@ -75,7 +75,7 @@ def map_of(
         examples: How many examples are sampled; what was chosen for the queries that are shown comes on top.
         queries: How many queries are sampled.
         seed: Of the samples, and of the layout.
-        method: `pca`, or `umap`, which takes at least `FEWEST` points and is `pca` for fewer.
+        method: `pca`, or `umap`, which is `pca` where UMAP finds nothing to lay out.
     """
     snapshot = retriever.snapshot
     alive = np.arange(len(snapshot.rows)) if snapshot.alive is None else np.flatnonzero(snapshot.alive)
@@ -89,9 +89,9 @@ def map_of(
     together = np.concatenate(
         [snapshot.index.dense.vectors(shown), retriever.query_vectors([given[place] for place in asked])]
     )
-    laid_out = method == "umap" and len(shown) + len(asked) >= FEWEST
-    if laid_out:
-        placed, shares, fitted = umap_places(together, seed), (0.0, 0.0), len(shown)
+    laid_out = umap_places(together, seed) if method == "umap" else None
+    if laid_out is not None:
+        placed, shares, fitted = laid_out, (0.0, 0.0), len(shown)
     else:
         rows = np.sort(shuffled[:MOST_ROWS])
         axes = principal_axes(snapshot.index.dense.vectors(rows))
@@ -109,7 +109,7 @@ def map_of(
             )
             for row, place in enumerate(asked)
         ],
-        "umap" if laid_out else "pca",
+        "pca" if laid_out is None else "umap",
         shares,
         fitted,
     )

@@ -6,11 +6,13 @@
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const touch = window.matchMedia("(pointer: coarse)");
 
-  // Values such as "--accent" are names of the page's style.
+  // A colour such as "--accent" is a name of the page's style; any other text may begin like that and mean itself.
   function coloured(value, style, key) {
     if (key === "customdata") return value;
-    if (typeof value === "string") return value.startsWith("--") ? style.getPropertyValue(value).trim() : value;
-    if (Array.isArray(value)) return value.map((one) => coloured(one, style));
+    if (typeof value === "string") {
+      return key === "color" && value.startsWith("--") ? style.getPropertyValue(value).trim() : value;
+    }
+    if (Array.isArray(value)) return value.map((one) => coloured(one, style, key));
     if (value && typeof value === "object") {
       return Object.fromEntries(Object.entries(value).map(([name, one]) => [name, coloured(one, style, name)]));
     }

@@ -93,18 +93,18 @@ def require_umap() -> None:
             raise MissingDependency("umap-learn", "umap", purpose="a map by UMAP") from error
 
 
-def umap_places(vectors: NDArray[np.float32], seed: int) -> Reals:
+def umap_places(vectors: NDArray[np.float32], seed: int) -> Reals | None:
     """Where UMAP lays vectors out; those that are to be compared are laid out together.
 
     Its neighbours are exact, by cosine, and it begins with the principal components: its own approximate neighbours and
     its spectral start would depend on the number of threads. The layout itself runs in one thread.
 
     Args:
-        vectors: Unit or zero rows, shape (n, dim), n of at least `FEWEST`.
+        vectors: Unit or zero rows, shape (n, dim).
         seed: Of the layout.
 
     Returns:
-        Shape (n, 2).
+        Shape (n, 2); None where there is nothing to lay out: fewer rows than `FEWEST`, or none that differ.
 
     Raises:
         MissingDependency: The extra `umap` is not installed.
@@ -112,12 +112,15 @@ def umap_places(vectors: NDArray[np.float32], seed: int) -> Reals:
     require_umap()
     from umap import UMAP
 
+    if len(vectors) < FEWEST:
+        return None
     grid = _on_grid(vectors)
     distances = np.clip(1.0 - grid @ grid.T, 0.0, 2.0)
     np.fill_diagonal(distances, 0.0)
     start = principal_axes(vectors[:MOST_ROWS]).of(vectors)
     start = start / max(float(np.abs(start).max()), 1e-12) * 10.0
-    with warnings.catch_warnings():
+    # Where no row differs from another one, UMAP divides by the size of what it begins with, which is 0.
+    with warnings.catch_warnings(), np.errstate(invalid="ignore"):
         warnings.filterwarnings("ignore", "using precomputed metric", UserWarning)
         layout = UMAP(
             n_neighbors=min(15, len(vectors) - 1),
@@ -127,7 +130,7 @@ def umap_places(vectors: NDArray[np.float32], seed: int) -> Reals:
             n_jobs=1,
         )
         places: Reals = layout.fit_transform(distances).astype(np.float64)
-    return places
+    return places if np.isfinite(places).all() else None
 
 
 def _orthonormal(columns: Reals) -> Reals:
