@@ -17,6 +17,7 @@ from retriever.command_line.display import (
     show_cost,
     show_curation,
     show_evaluation,
+    show_notes,
     show_tuning,
     show_tuning_plan,
     wants_json,
@@ -204,6 +205,7 @@ def evaluate_(
     bad.report()
     if form == "csv":
         emit_csv(found.rows(times=times))
+        show_notes(found.notes)
     elif form == "json" or (form is None and wants_json(json_output)):
         emit_json(found.to_dict(times=times))
     else:
@@ -381,6 +383,7 @@ def report(
     retriever report tickets.index --queries test.jsonl -o report.html
     """
     from retriever.evaluation.evaluate import recipes_of
+    from retriever.evaluation.queries import flattered
     from retriever.evaluation.report import ReportSettings, write_report
 
     bad = BadRows(strict=strict)
@@ -389,8 +392,10 @@ def report(
     with opened(index, embedder, trust=trust, limits=limits) as retriever, progress() as shown:
         compared = recipes_of(retriever, recipe_files or ())
         size = write_report(retriever, page, asked, recipes=compared, settings=settings, progress=shown)
+        notes = flattered(retriever.snapshot, leave_one_out if asked is None else None)
     bad.report()
     if wants_json(json_output):
-        emit_json({"path": str(page), "bytes": size})
+        emit_json({"path": str(page), "bytes": size, "notes": notes})
     else:
         typer.echo(f"{printable(str(page))} written, {amount(size)}")
+        show_notes(notes)
