@@ -17,7 +17,6 @@ from retriever.embedders import (
     encode_checked,
     fingerprint,
     fitted_name,
-    is_tuned,
     load_embedder,
     prompts_of,
     same_space,
@@ -119,7 +118,7 @@ class QueryEncoder:
         }
         if not self.stored.is_fitted:
             return load_embedder(replace(self.stored.source, **other), note=self._note)
-        if is_tuned(self.stored.name):
+        if self.stored.is_tuned:
             return self.stored.fitted(self._note, replace(self.stored.source, **other))
         if other:
             raise InvalidInput(

@@ -570,8 +570,9 @@ class Retriever:
 
         A linear map of the embedder's vectors is learned and judged on examples, or logged queries, that it was not
         learned from, with the fusion weight calibrated anew. Where the calibrated hybrid gains more than one standard
-        error, a generation is published with it; else nothing changes. The embedder's own vectors are kept: see
-        `undo_adaptation`.
+        error, a generation is published with it; else nothing changes. About one in five pools whose labels say nothing
+        gets a map by chance; see `retriever.adaptation.validation.judge`. The embedder's own vectors are kept: see
+        `undo_adaptation`. Tune before: on an adapted index `tune` asks for queries of its own.
 
         Args:
             kind: `linear`, `low-rank` or `per-dimension`; see `LearnerSettings`.

@@ -37,6 +37,7 @@ from retriever.keys import Key, text_hash
 from retriever.pool import Pool, PoolRow
 from retriever.revisions import Revision
 from retriever.settings import IndexSettings
+from retriever.stored_embedder import StoredEmbedder
 from retriever.token_storage import StoredTokens, stored_tokens
 
 Rows: TypeAlias = NDArray[np.int64]
@@ -356,6 +357,14 @@ class Snapshot:
     def changed(self) -> int:
         """How many examples were added or removed since the generation."""
         return len(self.tail) + len(self.removed)
+
+    @property
+    def is_adapted(self) -> bool:
+        """Whether its vectors were learned from what examples or a log say is alike: by a map, or in the model itself.
+
+        Held-out examples of such an index ask a space that was made for their own answers.
+        """
+        return self.base.adaptation is not None or StoredEmbedder.from_generation(self.base.generation).is_tuned
 
     @property
     def dim(self) -> int:

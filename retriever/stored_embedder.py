@@ -98,13 +98,18 @@ class StoredEmbedder:
         return fitted_name(self.name) is not None
 
     @property
+    def is_tuned(self) -> bool:
+        """Whether it was fine-tuned for the index."""
+        return is_tuned(self.name)
+
+    @property
     def base(self) -> StoredEmbedder | None:
         """The embedder that this one was fine-tuned from; None when it was not.
 
         Raises:
             Incompatible: It is not said which that was.
         """
-        if not is_tuned(self.name):
+        if not self.is_tuned:
             return None
         tuned = self.manifest.get("tuned")
         if not isinstance(tuned, dict) or not isinstance(tuned.get("base"), dict):
@@ -194,7 +199,7 @@ class StoredEmbedder:
         state = self._state()
         if self.name == LatentSemanticEmbedder.NAME:
             return LatentSemanticEmbedder.from_state(state)
-        if is_tuned(self.name):
+        if self.is_tuned:
             return TunedModel.from_state(self.name, state).load(settings or self.source, note)
         return StaticEmbedder.from_state(self.name, state)
 
@@ -204,7 +209,7 @@ class StoredEmbedder:
         Raises:
             EmbedderError: They are not there, or do not belong together.
         """
-        if is_tuned(self.name):
+        if self.is_tuned:
             TunedModel.from_state(self.name, self._state())
         else:
             self.fitted(lambda line: None)

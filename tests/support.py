@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from indexes.late_interaction import TokenVectors
 from retriever import Retriever
+from retriever.adaptation.linear_map import on_grid
+from retriever.adaptation.stored import Adaptation
+from retriever.writing import Searched
 
 WORD_DIM = 8
 
@@ -71,3 +74,11 @@ def build(source: object, path: Path, **options: object) -> Retriever:
     options.setdefault("embedder", embed)
     options.setdefault("note", fail)
     return Retriever.build(source, path, **options)
+
+
+def adapted_by(index: Retriever, seed: int = 0) -> None:
+    """Publishes some map, learned or not."""
+    dim = index.snapshot.dim
+    matrix = on_grid(np.eye(dim) + 0.5 * np.random.default_rng(seed).standard_normal((dim, dim)))
+    with index._live.session() as session:
+        index._live.compact(session, searched=Searched(Adaptation.learned(matrix, {"source": "chance"}), None))

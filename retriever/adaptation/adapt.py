@@ -130,10 +130,12 @@ def supervision_of(snapshot: Snapshot, encoder: QueryEncoder, teacher: Teacher) 
         teacher: A log, or what of the pool.
 
     Raises:
-        InvalidInput: The pool has not what is to be learned from, or the log says nothing of its examples.
+        InvalidInput: The pool has not what is to be learned from, or the log says nothing of its examples or has no
+            line that can be used.
     """
     if not isinstance(teacher, Feedback):
         return PoolSupervision.of(Sample.of(snapshot, encoder), teacher, encoder.examples)
+    teacher.check_lines()
     places, _ = known_ids(teacher, snapshot.places_of)
     sample = Sample.of(snapshot, encoder, np.array(sorted(places.values()), dtype=np.int64))
     rows = {identity: int(np.searchsorted(sample.places, place)) for identity, place in places.items()}

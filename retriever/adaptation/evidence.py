@@ -125,9 +125,13 @@ def _by_outcome(prompts: Mapping[str, Sequence[tuple[Rows, float]]]) -> dict[str
     found = {}
     for text, shown in prompts.items():
         expected = (sum(score for _, score in shown) + mean) / (len(shown) + 1)
-        order = np.unique(np.concatenate([rows for rows, _ in shown]))
-        outcome = [fmean(score for rows, score in shown if row in rows) for row in order]
-        found[text] = Asked(text, order, (np.array(outcome) - expected) / spread, False)
+        scores: dict[int, list[float]] = defaultdict(list)
+        for rows, score in shown:
+            for row in rows.tolist():
+                scores[row].append(score)
+        order = np.array(sorted(scores), dtype=np.int64)
+        outcome = np.array([fmean(scores[row]) for row in order.tolist()])
+        found[text] = Asked(text, order, (outcome - expected) / spread, False)
     return found
 
 

@@ -7,24 +7,26 @@ A line says one of three things of a query:
     {"query": "...", "scores": {"id": -1.2, ...}}                      how well each demonstration does by itself
 
 The last is what EPR trains on (Rubin et al. 2022): the log-likelihood of the true answer given each candidate. A query
-is a text, or an object with the fields that the index's key needs. A demonstration is its id, or an object that holds
-it: a line of `retriever export`, with an outcome put in, is a line of feedback. Further fields are left alone.
+is a text, or an object with the fields that the index's key needs. A demonstration is its id, a text or a whole number,
+or an object that holds it: a line of `retriever export`, with an outcome put in, is a line of feedback. Further fields
+are left alone.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from retriever.errors import InvalidInput
-from retriever.example import Example, Json, as_query
+from retriever.example import Example, Json, as_query, render
 from retriever.formats import BadRow, BadRowLog, Fields, Limits, Source, read_queries
 
 _FIELDS = Fields(input="query", output=None, rationale=None, label=None, id=None, task=None, meta=None)
+_LARGEST = 1e100
+"""What is beyond would overflow when it is squared."""
 _FORMS = '"demonstrations" with "right" or "score", or "scores"'
 
 
@@ -76,6 +78,16 @@ class Feedback:
     def digest(self) -> str:
         """What tells it from other feedback: a SHA-256, in hexadecimal."""
         return hashlib.sha256(repr([_facts(line) for line in self.lines]).encode("utf-8", "replace")).hexdigest()
+
+    def check_lines(self) -> None:
+        """Refuses a log without a line that can be used.
+
+        Raises:
+            InvalidInput: It has none.
+        """
+        if not self.lines:
+            bad = f": {self.bad} bad, first {self.first_bad}" if self.bad else ""
+            raise InvalidInput(f"{self.name} has no line that can be used{bad}", expected=f"a query with {_FORMS}")
 
 
 def _facts(line: Outcome | Scored) -> tuple[object, ...]:
@@ -165,9 +177,10 @@ def _ids(value: Json) -> tuple[str, ...]:
     if not found:
         raise InvalidInput("no demonstrations", expected="the ids of those that were shown, or objects that hold them")
     for one in found:
-        if not isinstance(one, str) or not one:
+        if isinstance(one, bool) or not isinstance(one, str | int) or one == "":
             raise InvalidInput(f"a demonstration {one!r}", expected="an id, or an object that holds one")
-    return tuple(dict.fromkeys(map(str, found)))
+    # As the ids of a pool are read: 17 is "17".
+    return tuple(dict.fromkeys(map(render, found)))
 
 
 def _scores(value: Json) -> dict[str, float]:
@@ -177,8 +190,10 @@ def _scores(value: Json) -> dict[str, float]:
 
 
 def _number(value: Json, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidInput(f"{what} is {value!r}", expected='a finite number; right and wrong are "right"')
+    if not abs(value) <= _LARGEST:
+        raise InvalidInput(f"{what} is not within ±{_LARGEST:g}", expected="a finite number of that size at most")
     return float(value)
 
 

@@ -95,7 +95,7 @@ def adapt_fully(
 
 
 def _check(stored: StoredEmbedder, snapshot: Snapshot) -> None:
-    if snapshot.base.adaptation is not None or stored.base is not None:
+    if snapshot.is_adapted:
         raise InvalidInput(
             "an index that is adapted already",
             expected="one that searches the vectors of its first embedder",

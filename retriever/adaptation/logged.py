@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from indexes.channels import Fusion
 from indexes.dense import DenseIndex, Segment
 from indexes.hybrid import HybridIndex
-from retriever.adaptation.evidence import Asked, Evidence
+from retriever.adaptation.concordance import Standings
+from retriever.adaptation.evidence import Asked, Evidence, Shown
 from retriever.adaptation.learner import Batch, Targets
 from retriever.adaptation.linear_map import Vectors
 from retriever.adaptation.sample import Sample
@@ -98,16 +99,17 @@ class LogSupervision:
 
     def _judged(self, parts: Sequence[tuple[NDArray[np.int64], Space]]) -> Measure:
         telling = sum(one.tells_apart for one in self.evidence.queries)
-        ordered = 2 * telling > len({one.query for one in self.evidence.prompts})
-        values = self._rankings if ordered else self._concordances
+        if 2 * telling > len({one.query for one in self.evidence.prompts}):
 
-        def measured(share: float, weights: Sequence[float]) -> NDArray[np.float64]:
-            found = [values(items, space, share, weights) for items, space in parts]
-            return np.concatenate(found)
+            def rankings(share: float, weights: Sequence[float]) -> NDArray[np.float64]:
+                return np.concatenate([self._rankings(items, space, share, weights) for items, space in parts])
 
-        if ordered:
-            return Measure(f"logged nDCG@{DEMONSTRATIONS}", "queries", measured)
-        return Measure("logged concordance", "prompts", measured)
+            return Measure(f"logged nDCG@{DEMONSTRATIONS}", "queries", rankings)
+
+        def concordance(share: float, weights: Sequence[float]) -> NDArray[np.float64]:
+            return self._standings(parts, share, weights).by_query()
+
+        return Measure("logged concordance", "queries", concordance)
 
     def _guarded(self, spaces: Sequence[Space]) -> Measure | None:
         aim = aim_of(self.sample.examples)
@@ -130,25 +132,31 @@ class LogSupervision:
         fused = self._fused(asked, [one.rows for one in asked], space, share, weights)
         return np.array([[_ranked(one, scores) for scores in each] for one, each in zip(asked, fused, strict=True)])
 
-    def _concordances(
-        self, items: NDArray[np.int64], space: Space, share: float, weights: Sequence[float]
-    ) -> NDArray[np.float64]:
-        """For each held-out prompt the share of those of another outcome that it stands on the right side of.
+    def _standings(
+        self, parts: Sequence[tuple[NDArray[np.int64], Space]], share: float, weights: Sequence[float]
+    ) -> Standings:
+        """Where each held-out prompt stands at each weight, among those of its part.
 
         A prompt stands where the mean fused score of its demonstrations puts it, which is relative to the best one of
-        the pool for its query: how much of what was shown would be shown again. This is Harrell's concordance, or the
-        area under the ROC curve where outcomes are right and wrong.
+        the pool for its query: how much of what was shown would be shown again.
         """
-        here = set(items.tolist())
-        prompts = [one for one in self.evidence.prompts if one.query in here]
-        asked = [self.evidence.queries[one.query] for one in prompts]
-        fused = self._fused(asked, [one.rows for one in prompts], space, share, weights)
-        standing = np.array([each.mean(axis=1) for each in fused]).reshape(len(prompts), len(weights))
-        better = np.sign(np.subtract.outer([one.score for one in prompts], [one.score for one in prompts]))
-        speaking = better.any(axis=1)
-        agreed = np.stack([_agreement(better, standing[:, place]) for place in range(len(weights))], axis=1)
-        kept: NDArray[np.float64] = agreed[speaking]
-        return kept
+        shown: list[Shown] = []
+        places: list[NDArray[np.float64]] = []
+        numbers: list[int] = []
+        for number, (items, space) in enumerate(parts):
+            here = set(items.tolist())
+            prompts = [one for one in self.evidence.prompts if one.query in here]
+            asked = [self.evidence.queries[one.query] for one in prompts]
+            fused = self._fused(asked, [one.rows for one in prompts], space, share, weights)
+            shown += prompts
+            places += [each.mean(axis=1) for each in fused]
+            numbers += [number] * len(prompts)
+        return Standings(
+            np.array([one.score for one in shown], dtype=np.float64),
+            np.array([one.query for one in shown], dtype=np.int64),
+            np.array(numbers, dtype=np.int64),
+            np.array(places, dtype=np.float64).reshape(len(shown), len(weights)),
+        )
 
     def _fused(
         self,
@@ -176,14 +184,6 @@ def _ranked(asked: Asked, fused: NDArray[np.float64]) -> float:
     order = np.lexsort((asked.rows, -fused))
     grades = dict(zip(map(str, asked.rows.tolist()), asked.gains.tolist(), strict=True))
     return ndcg([str(row) for row in asked.rows[order].tolist()], grades, DEMONSTRATIONS)
-
-
-def _agreement(better: NDArray[np.float64], standing: NDArray[np.float64]) -> NDArray[np.float64]:
-    """For each prompt the share of those of another outcome that stand on the right side of it; ties count half."""
-    agree = better * np.sign(np.subtract.outer(standing, standing))
-    right: NDArray[np.float64] = np.where(better != 0, 0.5 + 0.5 * agree, 0.0).sum(axis=1)
-    shares: NDArray[np.float64] = right / np.maximum((better != 0).sum(axis=1), 1)
-    return shares
 
 
 class LogBatches:

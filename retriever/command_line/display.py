@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import typer
@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 def note(line: str) -> None:
     """A line that a reader should know of, on standard error."""
     say(f"note: {printable(line)}")
+
+
+def show_notes(lines: Iterable[str]) -> None:
+    """All that a reader should know of a result."""
+    for line in lines:
+        note(line)
 
 
 class BadRows:
@@ -100,8 +106,7 @@ def show_selection(selection: Selection, *, explain: bool) -> None:
     )
     if listed:
         typer.echo(listed)
-    for line in selection.notes:
-        note(line)
+    show_notes(selection.notes)
     if not explain:
         return
     retrieve = selection.recipe.retrieve
@@ -145,8 +150,7 @@ def show_curation(found: Curation) -> None:
     ]
     if rows:
         typer.echo(table(rows))
-    for line in found.notes:
-        note(line)
+    show_notes(found.notes)
 
 
 def show_adaptation(found: Adapted, generation: str) -> None:
@@ -236,8 +240,7 @@ def show_evaluation(found: Evaluation, *, worst: int, times: bool) -> None:
     if found.worst and worst:
         typer.echo(f"\n{first.metric} by query, worst of {printable(first.reference)} first")
         typer.echo(table([_queried(one, first) for one in found.worst]))
-    for line in found.notes:
-        note(line)
+    show_notes(found.notes)
 
 
 def _queried(one: QueryResult, first: MetricResult) -> dict[str, str]:
@@ -285,8 +288,7 @@ def show_tuning(found: Tuning) -> None:
     ]
     typer.echo(table(rows))
     typer.echo(f"\n{_outcome(found)}")
-    for line in found.notes:
-        note(line)
+    show_notes(found.notes)
 
 
 def _outcome(found: Tuning) -> str:

@@ -18,6 +18,7 @@ from retriever.command_line.display import (
     show_cost,
     show_curation,
     show_evaluation,
+    show_notes,
     show_tuning,
     show_tuning_plan,
     wants_json,
@@ -206,6 +207,7 @@ def evaluate_(
     bad.report()
     if form == "csv":
         emit_csv(found.rows(times=times))
+        show_notes(found.notes)
     elif form == "json" or (form is None and wants_json(json_output)):
         emit_json(found.to_dict(times=times))
     else:
@@ -370,6 +372,7 @@ def report(
     retriever report tickets.index --queries test.jsonl -o report.html
     """
     from retriever.evaluation.evaluate import recipes_of
+    from retriever.evaluation.queries import flattered
     from retriever.evaluation.report import ReportSettings, write_report
 
     check_asked("--queries", queries, leave_one_out=leave_one_out, fields=fields, format=format, strict=strict)
@@ -380,8 +383,10 @@ def report(
     with opened(index, embedder, trust=trust, limits=limits) as retriever, progress() as shown:
         compared = recipes_of(retriever, recipe_files or ())
         size = write_report(retriever, page, asked, recipes=compared, settings=settings, progress=shown)
+        notes = flattered(retriever.snapshot, leave_one_out if asked is None else None)
     bad.report()
     if wants_json(json_output):
-        emit_json({"path": str(page), "bytes": size})
+        emit_json({"path": str(page), "bytes": size, "notes": notes})
     else:
         typer.echo(f"{printable(str(page))} written, {amount(size)}")
+        show_notes(notes)

@@ -24,7 +24,7 @@ from retriever.evaluation.comparison import Values, by_label, by_query, compared
 from retriever.evaluation.intervals import Bootstrap
 from retriever.evaluation.judge import ANSWER_METRICS, MOST_CHOICES, AnswerMetric, answer_metric, is_answer_metric
 from retriever.evaluation.judged import NEEDS, Grades, Judged, Metric, default_metrics, metric
-from retriever.evaluation.queries import Qrels, as_asked, held_out, judgement_notes
+from retriever.evaluation.queries import Qrels, as_asked, flattered, held_out, judgement_notes
 from retriever.evaluation.results import Evaluated, Evaluation
 from retriever.example import Example, Json, as_query
 from retriever.prompting import Prompt
@@ -98,7 +98,7 @@ def evaluate(
         recipes: By the names that the result gives them; None for what `recipes_of` gives.
         queries: With their true outputs and labels.
         leave_one_out: In place of queries: how many of the pool's own examples are asked, each without itself and its
-            near copies.
+            near copies. An index that is adapted has learned from them, and a note of the result says so.
         qrels: Relevance judgements by query id and the id of an example.
         settings: How they are compared; default `EvalSettings()`.
         asking: A language model, whose answers are judged as well.
@@ -120,7 +120,7 @@ def evaluate(
     task = _Task(retriever, snapshot, asked, grades, metrics, settings.prompt, asking is not None, progress)
     measured = {name: task.measure(name, recipe) for name, recipe in effective.items()}
     values = np.stack([one.values for one in measured.values()], axis=1)
-    notes += _notes(task, measured, leave_one_out is None)
+    notes = [*flattered(snapshot, leave_one_out), *notes, *_notes(task, measured, leave_one_out is None)]
     answers = None
     if asking is not None:
         prompts = {name: one.prompts for name, one in measured.items()}

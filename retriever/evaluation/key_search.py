@@ -17,7 +17,7 @@ import numpy as np
 
 from indexes import generation as generations
 from retriever.adaptation.adapt import given_weight
-from retriever.embedders import Embedder, is_tuned
+from retriever.embedders import Embedder
 from retriever.errors import InvalidInput
 from retriever.evaluation.calibration import Calibration
 from retriever.example import Example, Json
@@ -109,7 +109,7 @@ def trials(
     snapshot = live.snapshot
     for place, key in enumerate(keys):
         _check(Key(key), snapshot, keys[:place])
-    if keys and (snapshot.base.adaptation is not None or is_tuned(live.encoder.stored.name)):
+    if keys and snapshot.is_adapted:
         raise InvalidInput(
             "other keys of an index that is adapted to the texts of its own",
             expected="one that is not adapted",

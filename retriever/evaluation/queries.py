@@ -38,6 +38,21 @@ def held_out(snapshot: Snapshot, count: int, seed: int) -> list[Example]:
     return snapshot.examples(np.sort(chosen))
 
 
+def flattered(snapshot: Snapshot, leave_one_out: int | None) -> list[str]:
+    """What a reader must know of figures by leave-one-out where the index has learned from what is held out.
+
+    Args:
+        snapshot: The view of the pool.
+        leave_one_out: How many of its own examples are asked; None for given queries, which it may not have seen.
+    """
+    if leave_one_out is None or not snapshot.is_adapted:
+        return []
+    return [
+        "the index was adapted on these very examples, or on a log of what they did: by leave-one-out its figures are "
+        "flattered, even where there is nothing to learn; name queries that it has not learned from"
+    ]
+
+
 def as_asked(query: Example, *, judged: bool) -> Example:
     """The query as a user would ask it.
 

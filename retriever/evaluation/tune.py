@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -42,6 +43,7 @@ from retriever.ranking.guard import normalised
 from retriever.ranking.recipe import Recipe
 from retriever.recipes import RecipeLike, check_default
 from retriever.retriever import QueryLike, Retriever
+from retriever.snapshot import Snapshot
 
 Trials: TypeAlias = Mapping[str, Trial]
 """The same examples by other keys."""
@@ -143,7 +145,8 @@ def tune(
         queries: With their true outputs and labels; of several that are the same but for case, punctuation and white
             space, the first counts.
         leave_one_out: In place of queries: how many of the pool's own examples are asked, each without itself and its
-            near copies; where neither is given 2,000, and 200 where a language model answers.
+            near copies; where neither is given 2,000, and 200 where a language model answers. Not on an index that is
+            adapted: it has learned from them. Tune first, or undo the adaptation for as long as it is tuned.
         qrels: Relevance judgements by query id and the id of an example.
         recipes: To try beside those of `search_space`.
         keys: To try beside the index's own, each with every recipe; see `Retriever.try_keys`.
@@ -155,9 +158,9 @@ def tune(
         progress: Told the stage, how much of it is done, and how much there is.
 
     Raises:
-        InvalidInput: Both queries and `leave_one_out`, too few queries that the metric can judge or that the budget
-            reaches, a recipe that cannot be an index's default, a key that cannot be tried, or an index that changed
-            meanwhile.
+        InvalidInput: Both queries and `leave_one_out`, an adapted index without queries, too few queries that the
+            metric can judge or that the budget reaches, a recipe that cannot be an index's default, a key that cannot
+            be tried, or an index that changed meanwhile.
         EmbedderError: The embedder cannot be loaded or fails.
         BackendError: Nothing but failures came from the language model, or many in a row.
         IndexLocked: Another process is writing.
@@ -169,6 +172,8 @@ def tune(
     if queries is None and leave_one_out is None:
         leave_one_out = LEAVE_ONE_OUT if asking is None else WITH_A_MODEL
     snapshot, grades = retriever.snapshot, qrels or {}
+    if queries is None:
+        _check_unlearned(snapshot, retriever.path)
     known = known_by(snapshot)
     given = _distinct(questions(snapshot, queries, leave_one_out, guard="near", seed=settings.seed))
     asked = Asked(retriever, snapshot, given, grades, settings.prompt, settings.token_cost, progress)
@@ -194,6 +199,16 @@ def tune(
         written,
         (*found.notes, *_few(gain), *([] if leave_one_out is None else _lent(keys))),
     )
+
+
+def _check_unlearned(snapshot: Snapshot, path: Path) -> None:
+    """Refuses to choose by examples that the space was learned from: it would choose what trusts the space most."""
+    if snapshot.is_adapted:
+        raise InvalidInput(
+            "leave-one-out on an index that was adapted on these very examples",
+            expected="queries that it has not learned from, or an index that is not adapted",
+            fix=f"name a file of queries, or undo it (retriever adapt {path} --undo), tune, and adapt again afterwards",
+        )
 
 
 def _kept(retriever: Retriever, trials: Trials, chosen: Candidate, progress: Progress) -> str:

@@ -8,13 +8,11 @@ from colours import colour, embed, rows
 
 from retriever import IndexSettings, Retriever
 from retriever.adaptation import sample as sampling
-from retriever.adaptation.linear_map import on_grid
 from retriever.adaptation.stored import Adaptation
 from retriever.errors import InvalidInput
 from retriever.repair import repair
 from retriever.verification import verify
-from retriever.writing import Searched
-from tests.support import build, fail
+from tests.support import adapted_by, build, fail
 
 QUERIES = [f"word{number}" for number in range(9000, 9024)]
 
@@ -35,14 +33,6 @@ def share_of_the_right_colour(index):
 def files(index):
     directory = index.snapshot.base.generation.path
     return {path.name: path.read_bytes() for path in directory.iterdir() if path.name != "manifest.json"}
-
-
-def adapted_by(index, seed=0):
-    """Publishes some map, learned or not."""
-    dim = index.snapshot.dim
-    matrix = on_grid(np.eye(dim) + 0.5 * np.random.default_rng(seed).standard_normal((dim, dim)))
-    with index._live.session() as session:
-        index._live.compact(session, searched=Searched(Adaptation.learned(matrix, {"source": "chance"}), None))
 
 
 def test_a_map_that_helps_is_published_and_answers_with_more_of_the_right_colour(tmp_path):

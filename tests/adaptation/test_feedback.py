@@ -53,6 +53,12 @@ def test_an_exported_record_with_an_outcome_is_a_line():
         ({"demonstrations": [], "right": True}, "no demonstrations"),
         ({"right": True}, "no demonstrations"),
         ({"demonstrations": [{"input": "x"}], "right": True}, "a demonstration None"),
+        ({"demonstrations": [True], "right": True}, "a demonstration True"),
+        ({"demonstrations": [1.5], "right": True}, "a demonstration 1.5"),
+        ({"demonstrations": ["a"], "score": 10**400}, "score is not within ±1e.100"),
+        ({"demonstrations": ["a"], "score": -2e100}, "score is not within ±1e.100"),
+        ({"scores": {"a": 1e200, "b": 0}}, "the score of 'a' is not within ±1e.100"),
+        ({"scores": {"a": float("nan")}}, "the score of 'a' is not within"),
         ({"scores": {}}, "scores are {}"),
         ({"scores": {"a": None}}, "the score of 'a' is None"),
         ({"scores": [1, 2]}, "scores are"),
@@ -74,6 +80,20 @@ def test_bad_lines_are_set_aside_with_their_numbers_or_refused_under_strict(tmp_
     assert found.first_bad == rows[0]
     with pytest.raises(BadRows, match=r"3 bad rows, first .*feedback.jsonl:2"):
         read_feedback(str(file), strict=True)
+
+
+def test_a_number_without_end_spoils_its_line_alone(tmp_path):
+    """Python reads 10^400 from JSON as an integer, which no float holds."""
+    file = tmp_path / "feedback.jsonl"
+    lines = ['{"query": "q", "demonstrations": ["a"], "score": 1%s}' % zeros for zeros in ("0" * 400, "")]  # noqa: UP031
+    file.write_text("\n".join(lines))
+    found = read_feedback(file)
+    assert [line.score for line in found.lines] == [1.0] and found.bad == 1 and found.first_bad.line == 1
+
+
+def test_whole_numbers_are_ids_as_those_of_a_pool_and_of_queries_are():
+    [line] = log({"query": "q", "demonstrations": [17, {"id": 203}, "17"], "right": True}).lines
+    assert line.ids == ("17", "203")
 
 
 def test_a_query_that_the_index_key_cannot_be_made_of_is_set_aside():
@@ -137,6 +157,21 @@ def test_several_prompts_of_a_query_tell_its_demonstrations_apart():
     ).queries
     assert dict(zip(asked.rows.tolist(), asked.credit.tolist(), strict=True)) == {1: 1.0, 3: 0.0, 7: -1.0}
     assert asked.tells_apart
+
+
+def test_many_prompts_of_a_query_are_gathered_by_demonstration():
+    """Each of 300 prompts shows two of 40; what one did is the mean over the prompts that show it."""
+    names = {f"d{n}": n for n in range(40)}
+    pairs = [((7 * n) % 40, (7 * n + 1 + n % 39) % 40) for n in range(300)]
+    lines = [
+        {"query": "q", "demonstrations": [f"d{a}", f"d{b}"], "score": n % 7} for n, (a, b) in enumerate(pairs) if a != b
+    ]
+    [asked] = evidence_of(log(*lines), names, lambda query: query.input_text).queries
+    every = np.array([line["score"] for line in lines], dtype=float)
+    expected = (every.sum() + every.mean()) / (len(every) + 1)
+    means = [np.mean([n["score"] for n in lines if f"d{row}" in n["demonstrations"]]) for row in asked.rows]
+    assert asked.rows.tolist() == list(range(40))
+    assert asked.credit == pytest.approx((np.array(means) - expected) / every.std())
 
 
 def test_lines_of_unknown_demonstrations_alone_say_nothing():

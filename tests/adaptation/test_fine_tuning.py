@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from retriever import EmbedderSettings, Retriever
+from retriever import EmbedderSettings, Retriever, tune
 from retriever.adaptation.evidence import Asked
 from retriever.adaptation.finetune import fine_tune
 from retriever.adaptation.sample import Sample
@@ -254,6 +254,13 @@ def test_a_log_teaches_the_model_and_is_named_in_the_index(tmp_path, model):
 def test_an_index_that_is_adapted_is_refused(copied, tmp_path, model):
     with Retriever.open(copied, note=fail) as index, pytest.raises(InvalidInput, match="adapted already"):
         index.fine_tune(FAST)
+
+
+def test_a_fine_tuned_index_is_no_judge_of_its_own_examples(copied, tmp_path, model):
+    with Retriever.open(copied, note=fail) as index, pool(tmp_path / "plain", model, 60) as plain:
+        assert index.snapshot.is_adapted and not plain.snapshot.is_adapted
+        with pytest.raises(InvalidInput, match="adapted on these very examples"):
+            tune(index, dry_run=True)
 
 
 def test_an_embedder_that_is_no_model_by_name_is_refused(tmp_path):

@@ -6,7 +6,7 @@ from colours import colour, embed, rows
 
 from retriever import Retriever
 from retriever.adaptation.evidence import Asked
-from retriever.adaptation.logged import LogBatches, _agreement, _ranked
+from retriever.adaptation.logged import LogBatches, _ranked
 from retriever.adaptation.validation import Measure, judge
 from retriever.errors import BadRows, InvalidInput
 from tests.support import build, fail
@@ -109,15 +109,6 @@ def test_a_ranking_is_judged_by_what_was_scored_alone():
     assert _ranked(one, np.array([0.9, 0.1, 0.5])) == pytest.approx(1.0)
 
 
-def test_concordance_is_the_area_under_the_curve():
-    """Two right prompts at 3 and 1, two wrong ones at 2 and 1: of four pairs two agree, one is tied, one does not."""
-    scores, standing = np.array([1, 1, 0, 0]), np.array([3.0, 1.0, 2.0, 1.0])
-    better = np.sign(np.subtract.outer(scores, scores)).astype(float)
-    found = _agreement(better, standing)
-    assert found.tolist() == [1.0, 0.25, 0.5, 0.75]
-    assert found.mean() == pytest.approx((2 + 0.5) / 4)
-
-
 def test_scores_of_demonstrations_teach_what_the_pool_does_not_say(tmp_path):
     with pool(tmp_path / "i") as index:
         before = share_of_the_right_colour(index)
@@ -139,7 +130,7 @@ def test_outcomes_of_whole_prompts_teach_it_as_well(tmp_path):
         before = share_of_the_right_colour(index)
         found = index.adapt(source=judged(index))
         assert found.kept and found.compared[0].metric == "dense, logged concordance"
-        assert "held-out prompts" in found.reason
+        assert "held-out queries" in found.reason
         assert share_of_the_right_colour(index) > before + 0.04
 
 
@@ -158,6 +149,28 @@ def test_outcomes_by_chance_change_nothing(tmp_path):
     with pool(tmp_path / "i") as index:
         lines = [{**line, "scores": {i: chance.random() for i in line["scores"]}} for line in scored(index)]
         assert not index.adapt(source=lines).kept
+
+
+def test_whole_prompts_that_do_well_by_chance_change_nothing(tmp_path):
+    """Coins are thrown for 200 prompts, five times; by the spread of prompts' shares three of the maps were kept."""
+    with pool(tmp_path / "i") as index:
+        lines = judged(index, 200)
+        for seed in range(6, 11):
+            coins = np.random.default_rng(seed).random(len(lines)) < 0.1
+            log = [
+                {"query": line["query"], "demonstrations": line["demonstrations"], "right": bool(coin)}
+                for line, coin in zip(lines, coins, strict=True)
+            ]
+            assert not index.adapt(source=log).kept
+
+
+def test_a_log_without_a_line_that_can_be_used_is_refused_by_its_first_bad_one(tmp_path):
+    bad = [{"query": "q", "demonstrations": ["e1"], "right": "yes"}, {"query": "q"}]
+    with build(unlabelled(30), tmp_path / "i", embedder=embed, note=lambda line: None) as index:
+        with pytest.raises(InvalidInput, match="no line that can be used: 2 bad, first list:1: right is 'yes'"):
+            index.adapt(source=bad)
+        with pytest.raises(InvalidInput, match="list has no line that can be used; expected a query with"):
+            index.adapt(source=[])
 
 
 def test_removed_examples_and_bad_lines_are_told_and_lose_nothing_else(tmp_path):

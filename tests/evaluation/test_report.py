@@ -302,6 +302,6 @@ def test_the_command_writes_the_page_and_tells_its_size(tmp_path):
     asked = ["--queries", str(tmp_path / "asked.jsonl")]
     result = run(cli.app, ["report", index, "-o", out, *asked, "-k", "2", "--no-audit"])
     assert result.exit_code == 0, result.stderr
-    assert json.loads(result.stdout) == {"path": out, "bytes": (tmp_path / "r.html").stat().st_size}
+    assert json.loads(result.stdout) == {"path": out, "bytes": (tmp_path / "r.html").stat().st_size, "notes": []}
     assert "asked.jsonl:2" in result.stderr and "Not looked for." in (tmp_path / "r.html").read_text()
     assert run(cli.app, ["report", index, "-o", out, *asked, "--strict"]).exit_code == 7

@@ -438,12 +438,13 @@ def test_what_cannot_be_searched_is_refused_before_anything_is_embedded(tmp_path
 def test_an_adapted_index_is_refused(tmp_path):
     rows = [{**row, "input": f"{row['label']} {row['input']}"} for row in POOL * 2]
     rows = [{**row, "id": f"r{number}", "input": f"{row['input']} {number}"} for number, row in enumerate(rows)]
+    asked = [Example(f"q{number}", f"{row['input']} please", label=row["label"]) for number, row in enumerate(rows)]
     with build(rows, tmp_path / "i") as made:
         matrix = np.eye(made.snapshot.dim, dtype=np.float32)
         with made._live.session() as session:
             made._live.compact(session, searched=Searched(Adaptation.learned(matrix, {"source": "chance"}), None))
         with pytest.raises(InvalidInput, match=r"adapted to the texts of its own; .*retriever adapt .* --undo"):
-            search(made, TITLE)
+            search(made, TITLE, queries=asked)
         made.undo_adaptation()
         assert search(made, TITLE, dry_run=True).chosen.key == TITLE
 

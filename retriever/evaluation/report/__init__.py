@@ -42,7 +42,7 @@ def write_report(
         retriever: The index.
         path: Where to write it.
         queries: Queries with their true outputs or labels; None for a sample of the pool's own examples, each asked
-            without itself and its near copies.
+            without itself and its near copies. Of an index that is adapted the page then begins with a warning.
         recipes: What is compared, by name; the first is the one whose choices are shown. None for the index's own
             recipe in every mode.
         settings: How much is looked at; default `ReportSettings()`.

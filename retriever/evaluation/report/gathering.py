@@ -14,7 +14,7 @@ import numpy as np
 from retriever.curation.audit import Audit, AuditSettings, audit
 from retriever.errors import InvalidInput
 from retriever.evaluation.evaluate import EvalSettings, evaluate, recipes_of
-from retriever.evaluation.queries import as_asked, held_out
+from retriever.evaluation.queries import as_asked, flattered, held_out
 from retriever.evaluation.report.mapping import Map, map_of
 from retriever.evaluation.report.projection import METHODS
 from retriever.evaluation.results import Evaluation, QueryResult
@@ -168,6 +168,7 @@ class Report:
         usage: Which examples are chosen.
         worst: The worst queries of the main recipe.
         map: The pool in two dimensions.
+        warnings: What must be known before any figure is read.
     """
 
     name: str
@@ -184,6 +185,7 @@ class Report:
     usage: Usage
     worst: Sequence[Worst]
     map: Map = field(repr=False)
+    warnings: Sequence[str] = ()
 
 
 def gather(
@@ -199,12 +201,13 @@ def gather(
         raise InvalidInput("an index without an example", expected="at least one")
     asked = None if queries is None else list(map(as_query, queries))
     compared = recipes_of(retriever) if recipes is None else recipes
+    held = settings.leave_one_out if asked is None else None
     own = EvalSettings(k=settings.k, seed=settings.seed, worst=settings.leave_one_out if asked is None else len(asked))
     found = evaluate(
         retriever,
         compared,
         asked,
-        leave_one_out=settings.leave_one_out if asked is None else None,
+        leave_one_out=held,
         settings=own,
         progress=progress,
     )
@@ -235,6 +238,7 @@ def gather(
         map=map_of(
             retriever, given, selections, settings.map_examples, settings.map_queries, settings.seed, settings.map
         ),
+        warnings=flattered(snapshot, held),
     )
 
 
