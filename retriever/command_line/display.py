@@ -252,10 +252,13 @@ def _queried(one: QueryResult, first: MetricResult) -> dict[str, str]:
 
 def show_cost(cost: Cost) -> None:
     """What a language model will be asked, on standard error."""
-    left_out = f", {cost.left_out:,} left out by the budget" if cost.left_out else ""
+    left_out = without = ""
+    if cost.left_out:
+        left_out = f", {cost.left_out:,} left out by the budget"
+        without = f"; without a budget {cost.all_prompt_tokens:,} and {cost.all_answer_tokens:,}"
     say(
         f"{cost.prompts:,} prompts: {cost.kept:,} answered before, {cost.calls:,} calls{left_out}; about "
-        f"{cost.prompt_tokens:,} tokens of prompts and at most {cost.answer_tokens:,} of answers"
+        f"{cost.prompt_tokens:,} tokens of prompts and at most {cost.answer_tokens:,} of answers{without}"
     )
 
 

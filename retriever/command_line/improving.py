@@ -49,6 +49,7 @@ from retriever.command_line.running import opened, reported
 from retriever.command_line.terminal import amount, printable, progress
 
 if TYPE_CHECKING:
+    from retriever.evaluation.asking import Cost
     from retriever.example import Example
 
 TrueQueries = Annotated[
@@ -189,6 +190,13 @@ def evaluate_(
     asked = _true_queries(queries, fields, format, bad)
     judged = None if qrels is None else read_qrels(qrels)
     asking = asking_of(model)
+
+    def told(cost: Cost) -> None:
+        show_cost(cost)
+        if asking is not None and asking.max_calls == 0:
+            bad.report()
+            raise typer.Exit
+
     with opened(index, embedder, trust=trust, limits=limits) as retriever, progress() as shown:
         found = evaluate(
             retriever,
@@ -198,7 +206,7 @@ def evaluate_(
             qrels=judged,
             settings=settings,
             asking=asking,
-            on_cost=show_cost,
+            on_cost=told,
             progress=shown,
         )
     bad.report()

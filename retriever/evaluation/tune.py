@@ -159,7 +159,7 @@ def tune(
             reaches, a recipe that cannot be an index's default, a key that cannot be tried, or an index that changed
             meanwhile.
         EmbedderError: The embedder cannot be loaded or fails.
-        BackendError: Nothing but failures came from the language model, or many in a row.
+        BackendError: The language model answers nothing, or nothing any more: it failed for many queries in a row.
         IndexLocked: Another process is writing.
         StorageError: The operating system refuses.
     """
@@ -270,7 +270,11 @@ def _objective(settings: TuneSettings, asked: Asked) -> Metric:
 
 
 def _gain(found: Search, bootstrap: Bootstrap) -> Gain:
-    """The recipes that the halves chose for each other against the own one, where both can be told."""
+    """The recipes that the parts chose for each other against the own one, where both can be told.
+
+    Where one failed and another was answered, that counts as wrong: see `Measured`. Left out are queries that the model
+    failed on under every recipe, and those that the budget did not reach.
+    """
     both = ~np.isnan(found.crossed.own) & ~np.isnan(found.crossed.other)
     own, other = found.crossed.own[both], found.crossed.other[both]
     if len(own) < LEAST:
