@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import typer
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from retriever.adaptation.adapt import Adapted
     from retriever.curation.audit import Audit
     from retriever.curation.curate import Curation
-    from retriever.evaluation.asking import Cost
+    from retriever.evaluation.asking import Asking, Cost
     from retriever.evaluation.intervals import Interval
     from retriever.evaluation.model_search import Plan
     from retriever.evaluation.results import Evaluation, MetricResult, QueryResult, Score
@@ -260,6 +260,18 @@ def show_cost(cost: Cost) -> None:
         f"{cost.prompts:,} prompts: {cost.kept:,} answered before, {cost.calls:,} calls{left_out}; about "
         f"{cost.prompt_tokens:,} tokens of prompts and at most {cost.answer_tokens:,} of answers{without}"
     )
+
+
+def told_cost(asking: Asking | None, bad: BadRows) -> Callable[[Cost], None]:
+    """What tells the cost of an evaluation before it is asked, and ends the command where nothing is to be asked."""
+
+    def told(cost: Cost) -> None:
+        show_cost(cost)
+        if asking is not None and asking.max_calls == 0:
+            bad.report()
+            raise typer.Exit
+
+    return told
 
 
 def show_tuning_plan(plan: Plan) -> None:

@@ -14,11 +14,11 @@ from retriever.command_line.display import (
     emit_json,
     show_adaptation,
     show_audit,
-    show_cost,
     show_curation,
     show_evaluation,
     show_tuning,
     show_tuning_plan,
+    told_cost,
     wants_json,
 )
 from retriever.command_line.options import (
@@ -49,7 +49,6 @@ from retriever.command_line.running import opened, reported
 from retriever.command_line.terminal import amount, printable, progress
 
 if TYPE_CHECKING:
-    from retriever.evaluation.asking import Cost
     from retriever.example import Example
 
 TrueQueries = Annotated[
@@ -190,13 +189,6 @@ def evaluate_(
     asked = _true_queries(queries, fields, format, bad)
     judged = None if qrels is None else read_qrels(qrels)
     asking = asking_of(model)
-
-    def told(cost: Cost) -> None:
-        show_cost(cost)
-        if asking is not None and asking.max_calls == 0:
-            bad.report()
-            raise typer.Exit
-
     with opened(index, embedder, trust=trust, limits=limits) as retriever, progress() as shown:
         found = evaluate(
             retriever,
@@ -206,7 +198,7 @@ def evaluate_(
             qrels=judged,
             settings=settings,
             asking=asking,
-            on_cost=told,
+            on_cost=told_cost(asking, bad),
             progress=shown,
         )
     bad.report()
