@@ -22,6 +22,7 @@ from retriever.adaptation.sample import Sample
 from retriever.adaptation.spaces import Space
 from retriever.errors import InvalidInput
 from retriever.evaluation.calibration import GRID, SAMPLE, Calibration, Objective, best_weight, utilities
+from retriever.evaluation.results import rounded
 from retriever.example import Json
 from retriever.ranking.seeding import permutation
 
@@ -89,13 +90,12 @@ class Compared:
         return cls(metric, float(before.mean()), float(after.mean()), float(error))
 
     def to_dict(self) -> dict[str, Json]:
-        """For the manifest and JSON output; what no example could be compared by has no error."""
-        error = round(self.error, 6) if np.isfinite(self.error) else None
+        """For the manifest and JSON output; what no example could be compared by has no figures."""
         return {
             "metric": self.metric,
-            "before": round(self.before, 6),
-            "after": round(self.after, 6),
-            "error": error,
+            "before": rounded(self.before),
+            "after": rounded(self.after),
+            "error": rounded(self.error),
         }
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import typer
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from retriever.adaptation.adapt import Adapted
     from retriever.curation.audit import Audit
     from retriever.curation.curate import Curation
-    from retriever.evaluation.asking import Cost
+    from retriever.evaluation.asking import Asking, Cost
     from retriever.evaluation.intervals import Interval
     from retriever.evaluation.model_search import Plan
     from retriever.evaluation.results import Evaluation, MetricResult, QueryResult, Score
@@ -255,11 +255,26 @@ def _queried(one: QueryResult, first: MetricResult) -> dict[str, str]:
 
 def show_cost(cost: Cost) -> None:
     """What a language model will be asked, on standard error."""
-    left_out = f", {cost.left_out:,} left out by the budget" if cost.left_out else ""
+    left_out = without = ""
+    if cost.left_out:
+        left_out = f", {cost.left_out:,} left out by the budget"
+        without = f"; without a budget {cost.all_prompt_tokens:,} and {cost.all_answer_tokens:,}"
     say(
         f"{cost.prompts:,} prompts: {cost.kept:,} answered before, {cost.calls:,} calls{left_out}; about "
-        f"{cost.prompt_tokens:,} tokens of prompts and at most {cost.answer_tokens:,} of answers"
+        f"{cost.prompt_tokens:,} tokens of prompts and at most {cost.answer_tokens:,} of answers{without}"
     )
+
+
+def told_cost(asking: Asking | None, bad: BadRows) -> Callable[[Cost], None]:
+    """What tells the cost of an evaluation before it is asked, and ends the command where nothing is to be asked."""
+
+    def told(cost: Cost) -> None:
+        show_cost(cost)
+        if asking is not None and asking.max_calls == 0:
+            bad.report()
+            raise typer.Exit
+
+    return told
 
 
 def show_tuning_plan(plan: Plan) -> None:

@@ -12,15 +12,14 @@ from retriever.command_line.display import (
     BadRows,
     emit_csv,
     emit_json,
-    note,
     show_adaptation,
     show_audit,
-    show_cost,
     show_curation,
     show_evaluation,
     show_notes,
     show_tuning,
     show_tuning_plan,
+    told_cost,
     wants_json,
 )
 from retriever.command_line.options import (
@@ -201,7 +200,7 @@ def evaluate_(
             qrels=judged,
             settings=settings,
             asking=asking,
-            on_cost=show_cost,
+            on_cost=told_cost(asking, bad),
             progress=shown,
         )
     bad.report()
@@ -251,7 +250,7 @@ def tune_(
     retriever tune tickets.index --try-key input+output --dry-run
     retriever tune tickets.index dev.jsonl --backend openai:gpt-4o-mini --metric exact --max-calls 1000
     """
-    from retriever.evaluation.queries import judgement_notes, read_qrels
+    from retriever.evaluation.queries import read_qrels
     from retriever.evaluation.tune import tune
 
     check_asked("QUERIES", queries, leave_one_out=leave_one_out, fields=fields, format=format, strict=strict)
@@ -260,8 +259,6 @@ def tune_(
     judged = None if qrels is None else read_qrels(qrels)
     asking = asking_of(model)
     with opened(index, embedder, limits=limits) as retriever, progress() as shown:
-        for line in judgement_notes(retriever.snapshot, (judged or {}).values()):
-            note(line)
         found = tune(
             retriever,
             asked,

@@ -38,7 +38,7 @@ def printable_lines(text: str) -> str:
 
 def inert_json(value: object, *, indent: int | None = None) -> str:
     """JSON in which what a terminal would obey is a JSON escape; the values are the same."""
-    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
     return "".join(c if c == "\n" or is_inert(c) else json.dumps(c)[1:-1] for c in text)
 
 

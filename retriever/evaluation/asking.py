@@ -10,7 +10,6 @@ killed are lost, and are the only ones that are ever repeated.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -23,11 +22,10 @@ from retriever.errors import BackendError, InvalidInput
 from retriever.evaluation.answers import AnswerCache, prompt_key
 from retriever.evaluation.comparison import Values
 from retriever.evaluation.judge import AnswerMetric
+from retriever.evaluation.outcomes import Outcomes
 from retriever.example import Example
 from retriever.prompting import Prompt
 from retriever.ranking.seeding import permutation
-
-MOST_FAILURES = 10
 
 
 @dataclass(frozen=True)
@@ -76,6 +74,8 @@ class Cost:
         left_out: How many the budget leaves out.
         prompt_tokens: The tokens of the prompts that are asked.
         answer_tokens: The most tokens of their answers.
+        all_prompt_tokens: The tokens of the prompts that are asked without a budget.
+        all_answer_tokens: The most tokens of their answers.
     """
 
     prompts: int
@@ -84,6 +84,8 @@ class Cost:
     left_out: int
     prompt_tokens: int
     answer_tokens: int
+    all_prompt_tokens: int
+    all_answer_tokens: int
 
 
 @dataclass(frozen=True)
@@ -92,12 +94,14 @@ class Answers:
 
     Attributes:
         texts: By recipe, an answer for each query; None where there is none.
+        refused: By recipe, for each query whether its call failed.
         failed: How many calls failed.
         first_failure: What the first of them said; empty for none.
         left_out: How many prompts the budget left out.
     """
 
     texts: Mapping[str, Sequence[str | None]]
+    refused: Mapping[str, Sequence[bool]]
     failed: int
     first_failure: str
     left_out: int
@@ -106,6 +110,7 @@ class Answers:
 def ask(
     asking: Asking,
     prompts: Mapping[str, Sequence[Prompt]],
+    outcomes: Outcomes,
     *,
     on_cost: Callable[[Cost], None],
     progress: Callable[[str, int, int], None],
@@ -115,11 +120,12 @@ def ask(
     Args:
         asking: The model, the budget and the file of answers.
         prompts: By recipe, one for each query.
+        outcomes: What came of the run so far; the model is given up over all of it.
         on_cost: Told what it will cost, before the first call.
         progress: Told how many calls are done.
 
     Raises:
-        BackendError: Every call failed, or `MOST_FAILURES` in a row did.
+        BackendError: The model is given up; see `Outcomes`.
         InvalidInput: A prompt that cannot be sent, or a file of answers that is none.
         StorageError: An answer cannot be kept.
     """
@@ -131,20 +137,26 @@ def ask(
     with AnswerCache(asking.cache) as cache:
         known = cache.get(list(first))
         missing = [key for key in first if key not in known]
-        planned = _within_budget(asking, [first[key].tokens for key in missing])
-        asked = missing[:planned]
+        lengths = [first[key].tokens for key in missing]
+        planned = _within_budget(asking, lengths)
+        left_out = set(missing[planned:])
         cost = Cost(
             len(first),
             len(known),
             planned,
             len(missing) - planned,
-            sum(first[key].tokens for key in asked),
+            sum(lengths[:planned]),
             planned * asking.answer_tokens,
+            sum(lengths),
+            len(missing) * asking.answer_tokens,
         )
         on_cost(cost)
-        failures = _call_all(asking, {key: first[key] for key in asked}, cache, known, progress)
+        outcomes.begin({key: prompt for key, prompt in first.items() if key not in left_out}, known)
+        asked = {key: first[key] for key in missing[:planned]}
+        failures = _call_all(_Caller(asking, cache, outcomes), asked, known, progress)
     texts = {name: [known.get(key) for key in one] for name, one in keys.items()}
-    return Answers(texts, len(failures), failures[0] if failures else "", cost.left_out)
+    refused = {name: [key in failures for key in one] for name, one in keys.items()}
+    return Answers(texts, refused, len(failures), next(iter(failures.values()), ""), cost.left_out)
 
 
 def _within_budget(asking: Asking, tokens: Sequence[int]) -> int:
@@ -161,16 +173,11 @@ def _within_budget(asking: Asking, tokens: Sequence[int]) -> int:
 
 
 def _call_all(
-    asking: Asking,
-    prompts: Mapping[str, Prompt],
-    cache: AnswerCache,
-    known: dict[str, str],
-    progress: Callable[[str, int, int], None],
-) -> list[str]:
+    caller: _Caller, prompts: Mapping[str, Prompt], known: dict[str, str], progress: Callable[[str, int, int], None]
+) -> dict[str, str]:
     """Adds the answers to those that are known; what the calls that failed said, in the order of the prompts."""
-    failures: list[str] = []
-    caller = _Caller(asking, cache)
-    pool = ThreadPoolExecutor(asking.concurrency, thread_name_prefix="asking")
+    failures: dict[str, str] = {}
+    pool = ThreadPoolExecutor(caller.asking.concurrency, thread_name_prefix="asking")
     running: dict[str, Future[str]] = {}
     try:
         for key, prompt in prompts.items():
@@ -179,11 +186,9 @@ def _call_all(
             try:
                 known[key] = future.result()
             except BackendError as error:
-                failures.append(str(error))
-                if caller.given_up is not None:
-                    raise caller.given_up from error
-                if len(failures) == len(prompts) and not known:
-                    raise
+                failures[key] = str(error)
+                if caller.outcomes.given_up is not None:
+                    raise caller.outcomes.given_up from error
             progress("asking", done, len(prompts))
     finally:
         _settle(pool, running.values())
@@ -209,15 +214,13 @@ def _settle(pool: ThreadPoolExecutor, begun: Collection[Future[str]]) -> None:
         raise put_off
 
 
+@dataclass(frozen=True)
 class _Caller:
-    """Asks and keeps the answer; gives up when `MOST_FAILURES` calls in a row have failed, and asks no more."""
+    """Asks and keeps the answer; asks no more when the model was given up."""
 
-    def __init__(self, asking: Asking, cache: AnswerCache) -> None:
-        self.given_up: BackendError | None = None
-        self._asking = asking
-        self._cache = cache
-        self._lock = threading.Lock()
-        self._in_a_row = 0
+    asking: Asking
+    cache: AnswerCache
+    outcomes: Outcomes
 
     def __call__(self, key: str, prompt: Prompt) -> str:
         """The answer, on the disk when this returns.
@@ -225,20 +228,16 @@ class _Caller:
         Raises:
             BackendError: The call failed, or was not made, for too many have.
         """
-        if self.given_up is not None:
-            raise self.given_up
+        if self.outcomes.given_up is not None:
+            raise self.outcomes.given_up
         try:
-            answer = self._asking.backend(prompt)
-            _check(answer, self._asking.name)
+            answer = self.asking.backend(prompt)
+            _check(answer, self.asking.name)
         except BackendError as error:
-            with self._lock:
-                self._in_a_row += 1
-                if self._in_a_row == MOST_FAILURES:
-                    self.given_up = BackendError(f"{MOST_FAILURES} calls in a row failed, the last: {error}")
+            self.outcomes.failed(key, error)
             raise
-        self._cache.put(key, answer)
-        with self._lock:
-            self._in_a_row = 0
+        self.cache.put(key, answer)
+        self.outcomes.answered(key)
         return answer
 
 

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retriever.errors import InvalidInput
-from retriever.evaluation.halving import Values, ranked
+from retriever.evaluation.comparison import Values
+from retriever.evaluation.halving import ranked
 from retriever.evaluation.scoring import Asked, Places, Scorer
 from retriever.evaluation.search_space import Candidate
 from retriever.example import Example, Json
@@ -37,11 +38,15 @@ class Measured:
         score: Scores candidates.
         count: How many queries.
         candidates: The recipes, the own one first.
+        wrong: What a candidate's failures count as on some queries, NaN where there is none; None where none can fail.
+            A failure counts where another candidate was answered: it is due to the candidate, such as a k whose
+            prompts are too long for the model. Left out, it would flatter what is answered only where that is easy.
     """
 
     score: Scorer
     count: int
     candidates: list[Candidate]
+    wrong: Callable[[Candidate, Places], Values] | None = None
     _values: list[Values] = field(default_factory=list)
     _asked: list[NDArray[np.bool_]] = field(default_factory=list)
 
@@ -66,11 +71,28 @@ class Measured:
             for number, row in zip(some, self.score([self.candidates[n] for n in some], new), strict=True):
                 self._values[number][new] = row
                 self._asked[number][new] = True
-        return np.stack([self._values[number][places] for number in numbers])
+        return np.stack([self.known(number)[places] for number in numbers])
 
     def known(self, number: int) -> Values:
-        """What is known of a candidate, NaN where it was not asked."""
-        return self._values[number] if number < len(self._values) else np.full(self.count, np.nan)
+        """What is known of a candidate, NaN where it was not asked or cannot be told."""
+        if number >= len(self._values):
+            return np.full(self.count, np.nan)
+        values, held = self._values[number].copy(), self.held_against(number)
+        if self.wrong is not None and len(held):
+            values[held] = self.wrong(self.candidates[number], held)
+        return values
+
+    def held_against(self, number: int) -> Places:
+        """The queries on which a candidate failed and another one was answered."""
+        if self.wrong is None or number >= len(self._values):
+            return np.array([], np.int64)
+        places = np.flatnonzero(self._asked[number] & np.isnan(self._values[number]))
+        places = places[~np.isnan(self.wrong(self.candidates[number], places))]
+        return places[~np.isnan(np.stack(self._values)[:, places]).all(axis=0)]
+
+    def asked(self, number: int) -> int:
+        """On how many queries a candidate was asked."""
+        return int(self._asked[number].sum()) if number < len(self._asked) else 0
 
 
 @dataclass(frozen=True)
@@ -103,18 +125,17 @@ def crossed(measured: Measured, choose: Callable[[Places], int], number: int, *,
         deals: How often the queries are dealt out; what the other parts chose is worth its mean over all deals.
     """
     whole = np.arange(measured.count)
-    others = []
-    picks = [0]
+    dealt: list[list[tuple[Places, int]]] = []
     for deal in range(deals):
         places = whole if deal == 0 else permutation(measured.count, deal, "", "deal")
-        other = np.empty(measured.count)
-        for part in parts(places, number):
-            picks.append(choose(np.setdiff1d(whole, part)))
-            other[part] = measured([picks[-1]], part)[0]
-        others.append(other)
-    final = list(dict.fromkeys(picks))
+        dealt.append([(part, choose(np.setdiff1d(whole, part))) for part in parts(places, number)])
+    final = list(dict.fromkeys([0, *(pick for picks in dealt for _, pick in picks)]))
     values = measured(final, whole)
-    return Crossed(values[0], np.mean(others, axis=0), final[ranked(values)[0]])
+    others = np.empty((deals, measured.count))
+    for row, picks in zip(others, dealt, strict=True):
+        for part, pick in picks:
+            row[part] = values[final.index(pick), part]
+    return Crossed(values[0], others.mean(axis=0), final[ranked(values)[0]])
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from retriever.evaluation.comparison import Values, by_label, by_query, compared
 from retriever.evaluation.intervals import Bootstrap
 from retriever.evaluation.judge import ANSWER_METRICS, MOST_CHOICES, AnswerMetric, answer_metric, is_answer_metric
 from retriever.evaluation.judged import NEEDS, Grades, Judged, Metric, default_metrics, metric
+from retriever.evaluation.outcomes import Outcomes
 from retriever.evaluation.queries import Qrels, as_asked, flattered, held_out, judgement_notes
 from retriever.evaluation.results import Evaluated, Evaluation
 from retriever.example import Example, Json, as_query
@@ -109,7 +110,7 @@ def evaluate(
         InvalidInput: Both queries and `leave_one_out` or neither, no query, a metric that no query can be judged by, a
             recipe or option that cannot be used, judgements none of whose examples is in the pool, an index that
             another thread changed meanwhile, or not one query that the model answered under every recipe.
-        BackendError: Nothing but failures came from the language model, or many in a row.
+        BackendError: Nothing but failures came from the language model, or for many queries in a row.
     """
     settings = settings or EvalSettings()
     snapshot = retriever.snapshot
@@ -124,7 +125,9 @@ def evaluate(
     answers = None
     if asking is not None:
         prompts = {name: one.prompts for name, one in measured.items()}
-        answers = ask(asking, prompts, on_cost=on_cost, progress=progress)
+        outcomes = Outcomes()
+        answers = ask(asking, prompts, outcomes, on_cost=on_cost, progress=progress)
+        outcomes.check()
         values = np.concatenate([values_of(answers, judges, asked), values])
         notes += missing(answers)
     named = [(one.name, 1) for one in judges] + [(one.name, one.better) for one in metrics]
@@ -265,7 +268,8 @@ class _Measured:
 
     Attributes:
         values: Of each metric for each query, NaN where it cannot be asked; shape (metrics, queries).
-        ids: The demonstrations of each query.
+        ids: The demonstrations of each query, best first; where prompts are made, those that stand in the prompt.
+        short: How many queries got fewer demonstrations than k.
         recipe: The settings, with every default filled in.
         prompts: The prompt of each query; empty where nothing asks for it.
         milliseconds: The mean time of a selection.
@@ -273,6 +277,7 @@ class _Measured:
 
     values: Values
     ids: Sequence[tuple[str, ...]]
+    short: int
     recipe: Recipe
     prompts: Sequence[Prompt]
     milliseconds: float
@@ -297,7 +302,7 @@ class _Task:
         ids: list[tuple[str, ...]] = []
         prompts: list[Prompt] = []
         counted = any(one.name == "tokens" for one in self.metrics)
-        took, started = 0.0, time.perf_counter()
+        took, short, started = 0.0, 0, time.perf_counter()
         asked = (as_asked(query, judged=bool(self.qrels)) for query in self.queries)
         for place, selection in enumerate(self.retriever.select_many(asked, recipe=recipe)):
             took += time.perf_counter() - started
@@ -311,10 +316,17 @@ class _Task:
             for number, one in enumerate(self.metrics):
                 if one.judges(seen.truth, seen.grades):
                     values[number, place] = one(seen)
-            ids.append(selection.ids)
+            ids.append(selection.ids if made is None else _standing(selection, made))
+            short += len(selection.ids) < selection.recipe.select.k
             self.progress(name, place + 1, len(self.queries))
             started = time.perf_counter()
-        return _Measured(values, ids, selection.recipe, prompts, 1e3 * took / len(self.queries))
+        return _Measured(values, ids, short, selection.recipe, prompts, 1e3 * took / len(self.queries))
+
+
+def _standing(selection: Selection, prompt: Prompt) -> tuple[str, ...]:
+    """The demonstrations that stand in a prompt, best first: a budget may leave some of a selection out."""
+    standing = {one.id for one in prompt.demonstrations}
+    return tuple(identity for identity in selection.ids if identity in standing)
 
 
 def judged(
@@ -369,9 +381,8 @@ def _notes(task: _Task, measured: Mapping[str, _Measured], given: bool) -> list[
     """What a reader of the figures should know."""
     count, notes = len(task.queries), []
     for name, one in measured.items():
-        k = one.recipe.select.k
-        if short := sum(len(chosen) < k for chosen in one.ids):
-            notes.append(f"{name}: {short} of {count} queries got fewer than {k} demonstrations")
+        if one.short:
+            notes.append(f"{name}: {one.short} of {count} queries got fewer than {one.recipe.select.k} demonstrations")
     if count < _FEW:
         notes.append(f"{count} queries are few: intervals of fewer than {_FEW} are rough")
     if given and not task.qrels and (same := len(task.snapshot.places_of([query.id for query in task.queries]))):

@@ -14,7 +14,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-Values: TypeAlias = NDArray[np.float64]
+from retriever.evaluation.comparison import Values
+
 Measure: TypeAlias = Callable[[Sequence[int], slice], Values]
 """From candidates and the place of examples to what each is worth, more is better, shape (candidates, examples).
 
@@ -88,8 +89,20 @@ def _staying(values: Values, candidates: Sequence[int], strict: bool) -> list[in
     rows = values[candidates]
     keep = {0, *[place for place in ranked(rows) if place != 0][: _fewer(len(rows)) - 1]}
     if not strict:
-        keep.update(np.flatnonzero(_alike(rows[:, ~np.isnan(rows).any(axis=0)])).tolist())
+        told = _told(rows)
+        keep.update(told[_alike(_shared(rows[told]))].tolist())
     return [candidates[place] for place in sorted(keep)]
+
+
+def _told(rows: Values) -> NDArray[np.int64]:
+    """The rows of which enough is known to be compared: half of what is known of the best known one."""
+    known = (~np.isnan(rows)).sum(axis=1)
+    return np.flatnonzero(2 * known >= known.max(initial=0))
+
+
+def _shared(rows: Values) -> Values:
+    """The columns that are known of all rows."""
+    return rows[:, ~np.isnan(rows).any(axis=0)]
 
 
 def _alike(rows: Values) -> NDArray[np.bool_]:
@@ -105,10 +118,13 @@ def _alike(rows: Values) -> NDArray[np.bool_]:
 def ranked(rows: Values) -> list[int]:
     """The rows by their means over the columns that all of them have, the best first; of equals the first.
 
+    Rows of which less than half as much is known as of the best known one come last, for they would leave the others
+    few columns, or none, to be told apart by.
+
     Args:
         rows: Shape (candidates, examples), NaN where something is not known.
     """
-    sums = np.round(
-        rows[:, ~np.isnan(rows).any(axis=0)].sum(axis=1), 9
-    )  # equal sums may differ by the rounding of their parts
-    return [int(place) for place in np.argsort(-sums, kind="stable")]
+    told = _told(rows)
+    sums = np.round(_shared(rows[told]).sum(axis=1), 9)  # equal sums may differ by the rounding of their parts
+    best = told[np.argsort(-sums, kind="stable")].tolist()
+    return [*best, *np.setdiff1d(np.arange(len(rows)), told).tolist()]

@@ -16,6 +16,9 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib import import_module
+from numbers import Real
+
+import numpy as np
 
 from retriever.errors import InvalidInput
 from retriever.example import Example
@@ -127,9 +130,11 @@ def _function(name: str) -> Callable[[str, Example], object]:
     module, dot, function = name.removeprefix(_OWN).rpartition(".")
     try:
         found = getattr(import_module(module), function) if dot and module else None
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever a module of somebody else's raises while it is imported
         raise InvalidInput(
-            f"the metric {name!r}: {error}", expected="python:MODULE.FUNCTION", fix="put its folder on PYTHONPATH"
+            f"the metric {name!r}: {_said(error)}",
+            expected="python:MODULE.FUNCTION",
+            fix="put its folder on PYTHONPATH, and see that it can be imported",
         ) from error
     if not callable(found):
         raise InvalidInput(f"the metric {name!r}", expected="python:MODULE.FUNCTION, a function of answer and query")
@@ -138,9 +143,22 @@ def _function(name: str) -> Callable[[str, Example], object]:
 
 def _checked(name: str, function: Callable[[str, Example], object]) -> Callable[[str, Example], float]:
     def value(answer: str, truth: Example) -> float:
-        found = function(answer, truth)
-        if not isinstance(found, int | float) or not math.isfinite(found):
+        try:
+            found = function(answer, truth)
+            # Python's and NumPy's integers and floats are Real; NumPy's truth values are not.
+            number = float(found) if isinstance(found, Real | np.bool_) else math.nan
+        except Exception as error:  # whatever a function of somebody else's raises
+            raise InvalidInput(
+                f"the metric {name} failed for the query {truth.id!r}: {_said(error)}",
+                expected="a finite number for any answer, be it empty",
+                fix="mend the function and run again: what was answered is kept, and costs nothing",
+            ) from error
+        if not math.isfinite(number):
             raise InvalidInput(f"{name} gave {found!r} for the query {truth.id!r}", expected="a finite number")
-        return float(found)
+        return number
 
     return value
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -16,8 +16,9 @@ import numpy as np
 
 from retriever.errors import InvalidInput
 from retriever.evaluation.asking import Asking
+from retriever.evaluation.comparison import Values
 from retriever.evaluation.crossing import LEAST, Measured, Search, crossed, parts
-from retriever.evaluation.halving import Values, halve, ranked, schedule
+from retriever.evaluation.halving import halve, ranked, schedule
 from retriever.evaluation.judged import default_metrics
 from retriever.evaluation.scoring import ByAnswers, ByMetric, Places
 from retriever.evaluation.search_space import Candidate, around, candidates, combined
@@ -68,7 +69,7 @@ def search_by_answers(
 
     Raises:
         InvalidInput: The budget reaches too few queries.
-        BackendError: As of `ask`.
+        BackendError: The model is given up; see `Outcomes`.
     """
     count = len(scorer.asked.queries)
     cheap, told = _cheap(scorer)
@@ -76,7 +77,7 @@ def search_by_answers(
     fields, notes = [field for field, _ in found], list(dict.fromkeys(line for _, lines in found for line in lines))
     plan = planned(scorer, fields, count)
     on_plan(plan)
-    measured = Measured(scorer, plan.queries, list(fields[0]))
+    measured = Measured(scorer, plan.queries, list(fields[0]), scorer.wrong)
     of_half = {
         half.tobytes(): field for half, field in zip(parts(np.arange(plan.queries), HALVES), fields, strict=True)
     }
@@ -84,17 +85,23 @@ def search_by_answers(
     if plan.queries < count:
         notes.append(f"the budget reaches {plan.queries} of {count} queries")
     return Search(
-        scorer.judge.name, measured, made, [*notes, *_missing(scorer)], told | {"backend": scorer.asking.name}
+        scorer.judge.name, measured, made, [*notes, *_missing(scorer, measured)], told | {"backend": scorer.asking.name}
     )
 
 
-def _missing(scorer: ByAnswers) -> list[str]:
-    """What of the answers there is not."""
+def _missing(scorer: ByAnswers, measured: Measured) -> list[str]:
+    """What of the answers there is not, and against which recipes that counts."""
     notes = []
     if scorer.left_out:
         notes.append(f"the budget left out {scorer.left_out} prompts, which were longer than those that were planned")
     if scorer.failed:
         notes.append(f"{scorer.failed} calls failed, the first: {scorer.first_failure}")
+    for number, one in enumerate(measured.candidates):
+        if count := len(measured.held_against(number)):
+            notes.append(
+                f"recipe {one.name} failed on {count} of {measured.asked(number)} queries where another was answered: "
+                "that counts as wrong"
+            )
     return notes
 
 
@@ -114,13 +121,14 @@ def _field_of(
 ) -> tuple[list[Candidate], list[str]]:
     """What the model is asked about on one half of the queries, the own recipe first, and notes."""
     own, best = scorer.asked.retriever.recipe, dict[str, Candidate]()
+    most = scorer.asked.retriever.limits.k
     if cheap is not None:
         for number in halve(len(cheap.candidates), len(half), lambda some, where: cheap(some, half[where])):
             one = cheap.candidates[number]
             if number != 0:
                 best.setdefault(one.recipe.select.strategy, one)
     given = [Candidate(name, recipe) for name, recipe in others.items()]
-    return around(own, scorer.asked.weights, [*list(best.values())[:STRATEGIES], *given], ks=ks)
+    return around(own, scorer.asked.weights, [*list(best.values())[:STRATEGIES], *given], most=most, ks=ks)
 
 
 def planned(scorer: ByAnswers, fields: Sequence[Sequence[Candidate]], count: int) -> Plan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -104,7 +105,8 @@ class QueryResult:
     Attributes:
         query: With its true output and labels.
         values: The first metric by recipe.
-        demonstrations: Their ids by recipe, best first.
+        demonstrations: Their ids by recipe, best first; where prompts are made (for a language model, or to count
+            tokens) without those that a budget left out of the prompt.
         answers: What a language model answered, by recipe; empty without one.
     """
 
@@ -205,9 +207,9 @@ def _recipe(one: Evaluated, times: bool) -> Json:
     return {"name": one.name, **took, "recipe": one.recipe.to_dict()}
 
 
-def rounded(value: float) -> float:
-    """A figure as it is written: six digits after the point."""
-    return round(value, 6)
+def rounded(value: float) -> float | None:
+    """A figure as it is written: six digits after the point; None for what is no number, which JSON cannot say."""
+    return round(value, 6) if math.isfinite(value) else None
 
 
 def _rounded(values: Mapping[str, float]) -> dict[str, Json]:

@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retriever.evaluation.asking import Asking, Cost, ask
+from retriever.evaluation.comparison import Values
 from retriever.evaluation.evaluate import judged
-from retriever.evaluation.halving import Values
 from retriever.evaluation.judge import AnswerMetric
 from retriever.evaluation.judged import Metric
 from retriever.evaluation.key_search import Trial
+from retriever.evaluation.outcomes import Outcomes
 from retriever.evaluation.queries import Qrels, as_asked
 from retriever.evaluation.search_space import Candidate, Weights
 from retriever.example import Example
@@ -143,6 +144,7 @@ class ByAnswers:
         failed: How many of them failed.
         first_failure: What the first of these said; empty for none.
         left_out: How many prompts the budget left out.
+        outcomes: What came of all calls; the model is given up over the whole search, not over a part of it.
     """
 
     asked: Asked
@@ -153,11 +155,14 @@ class ByAnswers:
     failed: int = 0
     first_failure: str = ""
     left_out: int = 0
+    outcomes: Outcomes = field(default_factory=Outcomes)
     _known: dict[tuple[str, int], Prompt] = field(default_factory=dict)
+    _failed: set[tuple[str, int]] = field(default_factory=set)
+    _lowest: float = 0.0
 
     def prompts(self, tried: Sequence[Candidate], places: Places) -> list[list[Prompt]]:
         """The prompt of each candidate for each of some queries."""
-        keys = [json.dumps([one.key, one.recipe.to_dict()], sort_keys=True) for one in tried]
+        keys = [_settings(one) for one in tried]
         new = np.array([p for p in places.tolist() if any((key, p) not in self._known for key in keys)], np.int64)
         for place, made in zip(new.tolist(), self.asked.selections(tried, new), strict=True):
             self._known.update(
@@ -168,15 +173,30 @@ class ByAnswers:
     def __call__(self, tried: Sequence[Candidate], places: Places) -> Values:
         """As `Scorer` says."""
         prompts = {str(number): one for number, one in enumerate(self.prompts(tried, places))}
-        answers = ask(self._left(), prompts, on_cost=self._spent, progress=self.asked.progress)
+        answers = ask(self._left(), prompts, self.outcomes, on_cost=self._spent, progress=self.asked.progress)
         self.failed += answers.failed
         self.first_failure = self.first_failure or answers.first_failure
         values = np.full((len(tried), len(places)), np.nan)
         for row, (name, texts) in enumerate(answers.texts.items()):
+            key = _settings(tried[row])
             for column, (place, text) in enumerate(zip(places.tolist(), texts, strict=True)):
                 if text is not None:
                     score = self.judge.value(text, self.asked.queries[place])
+                    self._lowest = min(self._lowest, score)
                     values[row, column] = self.asked.less(score, prompts[name][column].tokens)
+                elif answers.refused[name][column]:
+                    self._failed.add((key, place))
+        return values
+
+    def wrong(self, one: Candidate, places: Places) -> Values:
+        """What the failures of a candidate count as on some of the queries, NaN where there is none.
+
+        That is 0, or the lowest that an answer got where answers got less, and the tokens of the prompt as ever.
+        """
+        key, values = _settings(one), np.full(len(places), np.nan)
+        for column, place in enumerate(places.tolist()):
+            if (key, place) in self._failed:
+                values[column] = self.asked.less(self._lowest, self._known[key, place].tokens)
         return values
 
     def _left(self) -> Asking:
@@ -191,3 +211,8 @@ class ByAnswers:
         self.calls += cost.calls
         self.tokens += cost.prompt_tokens + cost.answer_tokens
         self.left_out += cost.left_out
+
+
+def _settings(one: Candidate) -> str:
+    """What two candidates share that make the same prompts."""
+    return json.dumps([one.key, one.recipe.to_dict()], sort_keys=True)

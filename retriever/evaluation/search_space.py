@@ -100,7 +100,7 @@ def _distinct(found: Iterable[Candidate], weights: Weights) -> list[Candidate]:
 
 
 def around(
-    own: Recipe, weights: Weights, recipes: Sequence[Candidate], *, ks: Sequence[int] = ()
+    own: Recipe, weights: Weights, recipes: Sequence[Candidate], *, most: int, ks: Sequence[int] = ()
 ) -> tuple[list[Candidate], list[str]]:
     """What a language model is asked about: the own recipe, with one thing changed at a time.
 
@@ -108,7 +108,9 @@ def around(
         own: The recipe that the index has now.
         weights: The keys that are tried.
         recipes: Other retrievals and strategies, which something cheaper found to be the best.
-        ks: Numbers of demonstrations; none for half as many as the own recipe chooses, and twice as many.
+        most: The most demonstrations of a selection.
+        ks: Numbers of demonstrations; none for half as many as the own recipe chooses, and twice as many if a
+            selection may have so many.
 
     Returns:
         The own recipe, the own one with every other key, `recipes`, the own one in every order that is not by chance
@@ -116,8 +118,10 @@ def around(
     """
     k = own.select.k
     orders = [(f"order {name}", Options(order=name)) for name in ORDERS if name != "random"]
-    sizes = [(f"k {size}", Options(k=size)) for size in (ks or (max(1, k // 2), 2 * k))]
-    changed, notes = _changed(own, [*orders, *sizes])
+    within = ks or [size for size in (max(1, k // 2), 2 * k) if size <= most]
+    changed, notes = _changed(own, [*orders, *((f"k {size}", Options(k=size)) for size in within)])
+    if not ks and 2 * k > most:
+        notes.append(f"not tried: k {2 * k}: a selection may have {most:,} demonstrations at most")
     by_keys = [Candidate(OWN, own).by(key) for key in weights]
     return _distinct([*by_keys, *recipes, *changed], weights), notes
 

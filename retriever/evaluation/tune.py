@@ -24,15 +24,16 @@ import numpy as np
 
 from retriever.errors import InvalidInput
 from retriever.evaluation.asking import Asking
+from retriever.evaluation.comparison import Values
 from retriever.evaluation.crossing import LEAST, Measured, Search, crossed, judgeable
 from retriever.evaluation.evaluate import choices_of, known_by, questions
-from retriever.evaluation.halving import Values, halve
+from retriever.evaluation.halving import halve
 from retriever.evaluation.intervals import Bootstrap, Interval, intervals
 from retriever.evaluation.judge import ANSWER_METRICS, answer_metric, is_answer_metric
 from retriever.evaluation.judged import NEEDS, Metric, default_metrics, metric
 from retriever.evaluation.key_search import Trial
 from retriever.evaluation.model_search import Plan, search_by_answers
-from retriever.evaluation.queries import Qrels
+from retriever.evaluation.queries import Qrels, judgement_notes
 from retriever.evaluation.scoring import Asked, ByAnswers, ByMetric, Places, Progress
 from retriever.evaluation.search_space import Candidate, candidates
 from retriever.evaluation.tuned import Gain, Tried, Tuning
@@ -160,9 +161,9 @@ def tune(
     Raises:
         InvalidInput: Both queries and `leave_one_out`, an adapted index without queries, too few queries that the
             metric can judge or that the budget reaches, a recipe that cannot be an index's default, a key that cannot
-            be tried, or an index that changed meanwhile.
+            be tried, judgements none of whose examples is in the pool, or an index that changed meanwhile.
         EmbedderError: The embedder cannot be loaded or fails.
-        BackendError: Nothing but failures came from the language model, or many in a row.
+        BackendError: The language model answers nothing, or nothing any more: it failed for many queries in a row.
         IndexLocked: Another process is writing.
         StorageError: The operating system refuses.
     """
@@ -176,6 +177,7 @@ def tune(
         _check_unlearned(snapshot, retriever.path)
     known = known_by(snapshot)
     given = _distinct(questions(snapshot, queries, leave_one_out, guard="near", seed=settings.seed))
+    lacking = judgement_notes(snapshot, [grades.get(query.id, {}) for query in given])
     asked = Asked(retriever, snapshot, given, grades, settings.prompt, settings.token_cost, progress)
     others = {name: Recipe.of(recipe) for name, recipe in (recipes or {}).items()}
     for recipe in others.values():
@@ -197,7 +199,7 @@ def tune(
         tuple(_tried(found.measured, chosen, settings.bootstrap, snapshot.key)),
         gain,
         written,
-        (*found.notes, *_few(gain), *([] if leave_one_out is None else _lent(keys))),
+        (*lacking, *found.notes, *_few(gain), *([] if leave_one_out is None else _lent(keys))),
     )
 
 
@@ -285,7 +287,11 @@ def _objective(settings: TuneSettings, asked: Asked) -> Metric:
 
 
 def _gain(found: Search, bootstrap: Bootstrap) -> Gain:
-    """The recipes that the halves chose for each other against the own one, where both can be told."""
+    """The recipes that the parts chose for each other against the own one, where both can be told.
+
+    Where one failed and another was answered, that counts as wrong: see `Measured`. Left out are queries that the model
+    failed on under every recipe, and those that the budget did not reach.
+    """
     both = ~np.isnan(found.crossed.own) & ~np.isnan(found.crossed.other)
     own, other = found.crossed.own[both], found.crossed.other[both]
     if len(own) < LEAST:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sqlite3
 import subprocess
@@ -11,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from retriever import Example, evaluate
 from retriever.errors import BackendError, InvalidInput
 from retriever.evaluation.asking import Asking
 from retriever.evaluation.evaluate import EvalSettings
+from retriever.evaluation.outcomes import Outcomes
 from tests.support import build
 
 WORDS = ("apple", "banana", "cherry", "damson")
@@ -28,7 +31,14 @@ POOL = [
     {"id": f"p{i}", "input": f"{WORDS[i % 4]} number {i * 37}", "output": f"eat {WORDS[i % 4]}", "label": WORDS[i % 4]}
     for i in range(48)
 ]
-QUERIES = [Example(f"q{i}", f"a {WORDS[i % 4]} please {i}", output=f"eat {WORDS[i % 4]}") for i in range(10)]
+
+
+def numbered(count):
+    """As many different queries."""
+    return [Example(f"q{i}", f"a {WORDS[i % 4]} please {i}", output=f"eat {WORDS[i % 4]}") for i in range(count)]
+
+
+QUERIES = numbered(10)
 RECIPES = {"lexical": {"retrieve": {"mode": "lexical"}}, "none": {"select": {"k": 0}}}
 ROOT = Path(cli.__file__).parent
 
@@ -100,6 +110,7 @@ def test_no_question_is_asked_twice_neither_in_a_run_nor_in_the_next(pool, tmp_p
     assert [(cost.prompts, cost.kept, cost.calls, cost.left_out) for cost in costs] == [(20, 0, 20, 0), (20, 20, 0, 0)]
     assert costs[0].prompt_tokens == backend.tokens
     assert costs[0].answer_tokens == 20 * 256
+    assert [(cost.all_prompt_tokens, cost.all_answer_tokens) for cost in costs] == [(backend.tokens, 20 * 256), (0, 0)]
 
 
 def test_another_backend_is_asked_again(pool, tmp_path):
@@ -128,6 +139,7 @@ def test_the_calls_stop_exactly_at_the_budget_and_the_next_run_goes_on(pool, tmp
         found = run(pool, tmp_path, backend, max_calls=most, costs=costs)
         assert found["exact"].queries == min(most // 2, 10)  # complete pairs alone
         assert costs[0].left_out == max(0, 20 - most)
+        assert costs[0].all_answer_tokens == 20 * 256 and costs[0].all_prompt_tokens >= costs[0].prompt_tokens
         notes = " ".join(found.notes)
         assert ("the budget left out" in notes) == (most < 20)
         assert (f"on the {most // 2} of 10 queries" in notes) == (most < 20)
@@ -175,12 +187,91 @@ def test_a_call_that_fails_is_told_left_out_and_asked_again_next_time(pool, tmp_
 
 
 def test_a_model_that_does_nothing_but_fail_is_given_up(pool, tmp_path):
-    backend = Counting(fail=lambda number: number > 2)
+    backend, more = Counting(fail=lambda number: number > 2), numbered(16)
     with pytest.raises(BackendError, match="10 calls in a row failed, the last: call 12 failed"):
-        run(pool, tmp_path, backend, concurrency=1)
+        run(pool, tmp_path, backend, concurrency=1, queries=more, recipes={"lexical": RECIPES["lexical"]})
     assert backend.asked.total() == 12
     with pytest.raises(BackendError, match="call 1 failed"):
         run(pool, tmp_path, Counting(fail=lambda number: True), queries=QUERIES[9:], recipes={"x": None})
+
+
+def test_a_model_that_never_answered_is_given_up_after_ten_calls(pool, tmp_path):
+    backend = Counting(fail=lambda number: True)
+    with pytest.raises(BackendError, match="10 calls in a row failed, the last: call 10 failed"):
+        run(pool, tmp_path, backend, concurrency=1)
+    assert backend.asked.total() == 10
+
+
+def test_where_ten_questions_fail_for_good_every_run_says_the_same(pool, tmp_path):
+    calls = []
+
+    def refuses_every_other(prompt):
+        calls.append(prompt)
+        if int(prompt.query.id[1:]) % 2:
+            raise BackendError("refused")
+        return "eat apple"
+
+    def again():
+        calls.clear()
+        return run(pool, tmp_path, refuses_every_other, queries=numbered(24), concurrency=1)
+
+    first, of_first = again(), len(calls)
+    second, of_second = again(), len(calls)
+    # The second run asks nothing but what is refused: 24 calls in a row, under two recipes.
+    assert (of_first, of_second) == (48, 24)
+    assert first == second and first["exact"].queries == 12
+    assert first.notes[-2] == "24 calls failed, the first: refused"
+
+
+@pytest.mark.parametrize("refused", ["q0", "q1"])  # one of them is asked first
+def test_one_query_that_is_refused_under_many_recipes_says_nothing_against_the_model(pool, tmp_path, refused):
+    def refuses(prompt):
+        if prompt.query.id == refused:
+            raise BackendError("refused")
+        return "eat apple"
+
+    recipes = {f"k {k}": {"select": {"k": k}} for k in range(12)}
+    found = run(pool, tmp_path, refuses, queries=QUERIES[:2], recipes=recipes, concurrency=1)
+    assert found["exact"].queries == 1 and "12 calls failed, the first: refused" in found.notes
+
+
+@dataclass
+class Shown:
+    """As much of a prompt as a row of outcomes looks at."""
+
+    query: Example
+
+
+def told(row, known=()):
+    """Outcomes of a row of letters, one for each prompt: its query, in lower case where its call fails."""
+    outcomes = Outcomes()
+    prompts = {f"{place}": Shown(Example("", letter.upper())) for place, letter in enumerate(row)}
+    outcomes.begin(prompts, {str(place) for place in known})
+    for place, letter in enumerate(row):
+        if place in known:
+            continue
+        if letter.islower():
+            outcomes.failed(str(place), BackendError("no"))
+        else:
+            outcomes.answered(str(place))
+    return outcomes.given_up
+
+
+@pytest.mark.parametrize(
+    ("row", "known", "given_up"),
+    [
+        ("Zabcdefghij", (), True),
+        ("Zabcdefghi", (), False),
+        ("Zaaaabcdefghi", (), False),  # nine queries, whatever the number of their calls
+        ("ZabcdeFghijkl", (6,), False),  # what was answered before stands between the failures
+        ("ABCabcdefghijkl", (), False),  # three of them were answered under another recipe
+        ("ABabcdefghijkl", (), True),
+        ("aaaaabbbbb", (), False),  # nothing was ever answered: ten calls, but two queries may both be refused
+        ("aaaaabbbbc", (), True),
+    ],
+)
+def test_queries_in_a_row_are_what_a_model_is_given_up_by(row, known, given_up):
+    assert (told(row, known) is not None) == given_up
 
 
 @pytest.mark.parametrize("answer", [None, b"x", "\ud800"])
@@ -317,9 +408,14 @@ def test_the_command_tells_the_cost_first_and_keeps_to_the_budget(tmp_path):
     script.write_text(f"open({str(tmp_path / 'calls')!r}, 'a').write('x')\nprint('eat apple')\n")
     model = ("--backend", f"command:{sys.executable} {script}", "--cache", tmp_path / "a.sqlite", "--metric", "choice")
     arguments = ("eval", tmp_path / "i", "--leave-one-out", "6", "--resamples", "100", *model)
+    none = told(*arguments, "--max-calls", "0")
+    assert (none.exit_code, none.stdout, (tmp_path / "calls").exists()) == (0, "", False)
+    whole_cost = re.search(r"without a budget ([\d,]+) and ([\d,]+)\n", none.stderr).groups()
+    assert "0 answered before, 0 calls, " in none.stderr
     few = told(*arguments, "--max-calls", "4")
     assert (tmp_path / "calls").read_text() == "x" * 4
     assert "0 answered before, 4 calls, " in few.stderr and "left out by the budget" in few.stderr
+    assert whole_cost == re.search(r"without a budget ([\d,]+) and ([\d,]+)\n", few.stderr).groups()
     whole = told(*arguments, "--as", "json")
     assert "4 answered before" in whole.stderr
     assert json.loads(whole.stdout)["metrics"][0]["queries"] == 6

@@ -169,7 +169,7 @@ def test_judgements_of_another_pool_are_refused_and_those_of_more_than_it_are_to
     assert "32 examples are relevant, the first 'd0', none of them in the pool" in refused(2, *arguments)
     (tmp_path / "qrels.tsv").write_text("".join(f"q{i}\tp{i}\t1\nq{i}\td{i}\t1\n" for i in range(32)))
     told = ok(*arguments, *(("--dry-run",) if verb == "tune" else ()))
-    assert "32 of 64 relevant examples are not in the pool" in (told.stdout if verb == "eval" else told.stderr)
+    assert "32 of 64 relevant examples are not in the pool" in told.stdout
 
 
 @pytest.mark.parametrize(("level", "shown"), [("0.999", "99.9%"), ("0.95", "95%"), ("0.57", "57%")])

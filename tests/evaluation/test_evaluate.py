@@ -74,6 +74,19 @@ def test_a_recipe_that_is_worse_is_told_apart_with_its_interval(pool):
     assert worse.difference_interval.high < 0.0
 
 
+def test_what_a_budget_left_out_of_the_prompt_is_no_demonstration_of_the_query(pool):
+    small = {"select": {"k": 4}, "budget": {"tokens": 60}}
+    settings = EvalSettings(metrics=("precision", "tokens"), resamples=100)
+    found = evaluate(pool, {"small": small}, QUERIES, settings=settings)
+    for one in found.worst:
+        asked = replace(one.query, output=None, label=None)
+        shown = {example.id for example in pool.prompt(asked, recipe=small, guard="near").demonstrations}
+        chosen = pool.select(asked, recipe=small, guard="near").ids
+        assert len(shown) < len(chosen) == 4
+        assert one.demonstrations["small"] == tuple(identity for identity in chosen if identity in shown)
+    assert not any("got fewer than" in line for line in found.notes)  # of the selection
+
+
 def compare(better, *rows):
     return compared("hit", better, [*"abc"][: len(rows)], np.array(rows), Bootstrap(200))
 

@@ -82,6 +82,11 @@ def own(tmp_path, monkeypatch):
         "def length(answer, query): return len(answer) / len(query.output)\n"
         "def nothing(answer, query): return None\n"
         "def endless(answer, query): return float('inf')\n"
+        "def enormous(answer, query): return 10**400\n"
+        "def parsed(answer, query): import json; return json.loads(answer)['x']\n"
+        "def half(answer, query): import numpy; return numpy.float32(0.5)\n"
+        "def one(answer, query): import numpy; return numpy.int64(1)\n"
+        "def true(answer, query): import numpy; return numpy.bool_(True)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     yield
@@ -98,6 +103,29 @@ def test_a_function_of_ones_own_gets_answer_and_query(own):
 def test_what_is_no_number_is_refused_by_the_query(own, name):
     with pytest.raises(InvalidInput, match=f"own_metrics.{name} gave .* for the query 'q'"):
         answer_metric(f"python:own_metrics.{name}", list).value("card", TRUTH)
+
+
+@pytest.mark.parametrize(("name", "value"), [("half", 0.5), ("one", 1.0), ("true", 1.0)])
+def test_scalars_of_numpy_are_numbers(own, name, value):
+    found = answer_metric(f"python:own_metrics.{name}", list).value("card", TRUTH)
+    assert (type(found), found) == (float, value)
+
+
+@pytest.mark.parametrize(("name", "error"), [("parsed", "JSONDecodeError"), ("enormous", "OverflowError")])
+def test_what_a_function_raises_is_told_with_metric_and_query(own, name, error):
+    with pytest.raises(InvalidInput, match=f"own_metrics.{name} failed for the query 'q': {error}: .*costs nothing"):
+        answer_metric(f"python:own_metrics.{name}", list).value("card", TRUTH)
+
+
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [("x = undefined_name", "NameError"), ("import no_such_one", "ModuleNotFoundError"), ("(", "SyntaxError")],
+)
+def test_a_module_that_cannot_be_imported_is_refused(tmp_path, monkeypatch, source, error):
+    (tmp_path / "broken_metrics.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(InvalidInput, match=f"python:broken_metrics.f': {error}"):
+        answer_metric("python:broken_metrics.f", list)
 
 
 @pytest.mark.parametrize("name", ["own_metrics.number", "own_metrics.missing", "no_such_module.fn", "length", "", ".x"])

@@ -12,11 +12,12 @@ import pytest
 from typer.testing import CliRunner
 
 import cli
-from retriever import Example, Recipe, tune
+from retriever import Example, Limits, Recipe, Retriever, tune
 from retriever.errors import BackendError, InvalidInput
 from retriever.evaluation.asking import Asking
 from retriever.evaluation.tune import TuneSettings
-from tests.support import build
+from retriever.ranking.seeding import permutation
+from tests.support import build, embed
 
 COLOURS = ("amber", "blue", "coral", "denim", "ebony", "fawn", "green", "hazel")
 THINGS = ("apple", "boat", "chair", "door")
@@ -174,23 +175,92 @@ def test_a_budget_that_does_not_suffice_is_refused_before_anything_is_asked(inde
     assert backend.asked.total() == 0 and plans == []
 
 
-def test_queries_that_were_not_answered_are_left_out_of_both_sides(index):
+def is_right(prompt):
+    return "-".join(prompt.messages[-1]["content"].split()[1:3])
+
+
+def tenth_of(prompt):
+    """A digit that the query decides."""
+    return hashlib.sha256(prompt.messages[-1]["content"].encode()).digest()[0] % 10
+
+
+def test_a_call_that_failed_where_another_recipe_was_answered_counts_as_wrong(index):
     def fail(number):
         if number % 9 == 0:
             raise BackendError(f"call {number} failed")
 
     found = run(index, Counting(reads_the_first, fail), concurrency=1)
-    assert found.chosen.recipe.order.by == "best-first" and found.gain.queries < 32
+    assert found.chosen.recipe.order.by == "best-first" and found.gain.queries == 32
     assert any("calls failed, the first: call 9 failed" in line for line in found.notes)
+    assert any(line.startswith("recipe own failed on ") for line in found.notes)
+
+
+def test_a_query_that_is_refused_under_every_recipe_is_left_out_of_both_sides(index):
+    first = permutation(16, 0, "", "tuning").tolist()[0]  # the first round of a half asks nothing but this one
+
+    def refuses(prompt):
+        if prompt.query.id == QUERIES[first].id:
+            raise BackendError("refused")
+        return reads_the_last(prompt)
+
+    found = run(index, Counting(refuses), queries=QUERIES[:16], concurrency=1)
+    assert found.gain.queries == 15
+    assert not any(line.startswith("recipe ") for line in found.notes)
+
+
+def test_a_recipe_that_fails_on_most_queries_never_becomes_the_default(index):
+    # What eight demonstrations are answered on they are right on, but they fit into the model for two queries of five.
+    def is_short_of_room(prompt):
+        if len(prompt.demonstrations) > 4 and tenth_of(prompt) < 6:
+            raise BackendError("the prompt is too long")
+        return is_right(prompt) if len(prompt.demonstrations) > 4 or guesses(prompt) != "?" else "?"
+
+    found = run(index, Counting(is_short_of_room), recipes={"eight": {"select": {"k": 8}}}, dry_run=False)
+    assert found.written is None and found.chosen.recipe.select.k <= 4
+    eight = next(one for one in found.tried if one.name == "eight")
+    failed = [line for line in found.notes if line.startswith("recipe eight failed on ")]
+    assert len(failed) == 1 and f"of {eight.queries} queries where another was answered" in failed[0]
+
+
+def test_a_failure_costs_its_tokens_as_a_wrong_answer_does(index):
+    def has_room_for_four(prompt):
+        if len(prompt.demonstrations) > 4:
+            raise BackendError("the prompt is too long")
+        return "wrong"
+
+    dear = TuneSettings(resamples=200, token_cost=20.0)
+    found = run(index, Counting(has_room_for_four), settings=dear)
+    of = {one.name: one for one in found.tried}
+    assert of["k 8"].mean < of["own"].mean < 0
+
+
+def test_a_model_that_is_down_ends_the_search_soon(index):
+    def fail(number):
+        raise BackendError("down")
+
+    backend = Counting(guesses, fail)
+    with pytest.raises(BackendError, match=r"\d+ calls in a row failed, the last: down"):
+        run(index, backend, concurrency=1)
+    assert backend.asked.total() <= 30
 
 
 def test_too_few_answers_decide_nothing(index):
-    def fail(number):
-        if number % 2:
+    def refuses(prompt):
+        if int(prompt.query.id[1:]) >= 5:
             raise BackendError("no")
+        return guesses(prompt)
 
     with pytest.raises(InvalidInput, match=r"answered under both recipes: .*calls failed, the first: no"):
-        run(index, Counting(guesses, fail), queries=QUERIES[:10], concurrency=1)
+        run(index, Counting(refuses), queries=QUERIES[:10], concurrency=1)
+
+
+def test_a_k_over_the_limit_is_not_tried_unless_it_is_asked_for(index):
+    with Retriever.open(index.path, embedder=embed, limits=Limits(k=6)) as bounded:
+        found = run(bounded, Counting(guesses), queries=QUERIES[:16])
+        assert "not tried: k 8: a selection may have 6 demonstrations at most" in found.notes
+        assert "k 2" in [one.name for one in found.tried]
+        with pytest.raises(InvalidInput, match=r"select\.k = 8; expected at most 6"):
+            run(bounded, Counting(guesses), settings=TuneSettings(ks=(8,)))
 
 
 def test_recipes_of_the_callers_own_are_asked_about_and_tokens_can_cost(index):
