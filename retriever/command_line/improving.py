@@ -380,7 +380,7 @@ def report(
     with opened(index, embedder, trust=trust, limits=limits) as retriever, progress() as shown:
         compared = recipes_of(retriever, recipe_files or ())
         size = write_report(retriever, page, asked, recipes=compared, settings=settings, progress=shown)
-        notes = flattered(retriever.snapshot, leave_one_out if asked is None else None)
+        notes = flattered(retriever.snapshot, settings.leave_one_out if asked is None else None)
     bad.report()
     if wants_json(json_output):
         emit_json({"path": str(page), "bytes": size, "notes": notes})

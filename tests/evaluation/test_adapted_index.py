@@ -136,7 +136,8 @@ def test_the_page_says_it_before_any_figure(plain, adapted, tmp_path):
         assert TOLD not in (tmp_path / "b.html").read_text(encoding="utf-8")
 
 
-def test_the_report_command_says_so_in_json_and_as_a_note(adapted, tmp_path):
-    command = ("report", adapted.path, "-o", tmp_path / "r.html", "--leave-one-out", "20", "--no-audit")
+@pytest.mark.parametrize("sample", [(), ("--leave-one-out", "20")])
+def test_the_report_command_says_so_whoever_named_the_sample(adapted, tmp_path, sample):
+    command = ("report", adapted.path, "-o", tmp_path / "r.html", *sample, "--no-audit")
     [line] = json.loads(run(*command, "--json").stdout)["notes"]
     assert TOLD in line
