@@ -80,7 +80,8 @@ def test_sixty_kills_tear_nothing_and_lose_nothing():
     report = json.loads(done.stdout)
     assert report["kills"] == sum(report["kills_by_phase"].values()) == 60
     assert [report[kind] for kind in ("torn", "lost", "damaged", "error")] == [0, 0, 0, 0]
-    assert report["states_reached"] > 5
+    # One writer in three is not killed before it has led the index to its next state.
+    assert report["states_reached"] >= 60 // 3
     assert report["reads_verified"] > 60
 
 

@@ -254,10 +254,10 @@ def kill_writers(root: Path, kills: int, seed: str, report: Report, longest: flo
         for reader in range(READERS)
     ]
     try:
-        for _ in range(kills):
+        for kill in range(kills):
             shared.phase = 0
             writer = forked(functools.partial(write, root, shared), failures[READERS])
-            delay = wait(shared, random_, longest)
+            delay = wait(shared, kill, random_, longest)
             os.kill(writer, signal.SIGKILL)
             os.waitpid(writer, 0)
             report.kills += 1
@@ -277,20 +277,30 @@ def kill_writers(root: Path, kills: int, seed: str, report: Report, longest: flo
     check_at_the_end(root)
 
 
-def wait(shared: Shared, random_: random.Random, longest: float) -> float:
+def wait(shared: Shared, kill: int, random_: random.Random, longest: float) -> float:
     """Sleeps for as long as the writer may live, and tells how long that was.
 
-    Every other time this counts from its first change, for on a busy machine few would get so far.
+    By turns that counts from its birth, from its first change, and from a state that it has reached: on a machine
+    whose disk or processor is slow few would get so far by themselves, and the index must go on to be worth a kill.
     """
-    if random_.random() < 0.5:
+    start = shared.acknowledged
+    if kill % 3 == 0:
         delay = math.exp(random_.uniform(math.log(SHORTEST), math.log(longest)))
+    elif kill % 3 == 1:
+        delay = random_.uniform(0, longest)
+        wait_until(lambda: shared.phase >= PHASES.index("between"))
     else:
         delay = random_.uniform(0, longest)
-        patience = time.monotonic() + 10
-        while shared.phase < PHASES.index("between") and time.monotonic() < patience:
-            time.sleep(SHORTEST)
+        wait_until(lambda: shared.acknowledged > start)
     time.sleep(delay)
     return delay
+
+
+def wait_until(reached: Callable[[], bool]) -> None:
+    """Waits for the writer, ten seconds at most: one that has failed gets nowhere, and left word of it."""
+    patience = time.monotonic() + 10
+    while not reached() and time.monotonic() < patience:
+        time.sleep(SHORTEST)
 
 
 def raise_first(failures: list[Path]) -> None:
