@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +60,18 @@ class Fusion:
             raise InvalidInput(f"rrf_k {self.rrf_k}", expected="a whole number of at least 1")
 
 
+class Leader(NamedTuple):
+    """What the other scores of a channel are compared to.
+
+    Attributes:
+        row: The best row, the first of those that tie; None where the channel is silent or there is no row.
+        score: Its exact score; the least that the channel can give where there is none.
+    """
+
+    row: int | None
+    score: float
+
+
 @dataclass(frozen=True)
 class ChannelScores:
     """What both channels say of the rows under consideration, before fusion.
@@ -88,7 +100,7 @@ class ChannelScores:
     lexical: Scores
     dense_speaks: bool
     lexical_speaks: bool
-    _maxima: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _leaders: dict[str, Leader] = field(default_factory=dict, init=False, repr=False, compare=False)
     _ranked: dict[Fusion, Scores] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def restricted(self, keep: Mask) -> ChannelScores:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexes.ann import PROPOSALS
-from indexes.channels import ChannelScores, Fusion, Hits, Mask, Places, Query, Rows, Scores
+from indexes.channels import ChannelScores, Fusion, Hits, Leader, Mask, Places, Query, Rows, Scores
 from indexes.dense import NO_DIRECTION, DenseIndex
 from indexes.errors import InvalidInput
 from indexes.fusion import BM25_INFIMUM, COSINE_INFIMUM, convex, reciprocal_rank, theoretical_min_max
@@ -197,7 +197,7 @@ class HybridIndex:
             cosines = self._cosines(scores, places)
             best = top(scores.rows[places], self._deciding(scores, places, cosines, fusion, mode), k)
             if mode == "dense" and len(best):
-                scores._maxima["dense"] = float(cosines[best[0]])
+                scores._leaders["dense"] = Leader(int(scores.rows[places[best[0]]]), float(cosines[best[0]]))
             return self._hits(scores, places[best], cosines[best], fusion, mode)
         if mode == "none":
             places = np.arange(min(k, len(scores.rows)))
@@ -227,9 +227,9 @@ class HybridIndex:
         """The places that can be among the k best, judged by approximate dense scores and their error bound."""
         if mode == "dense":
             return possible(scores.dense, k, self._bound)
-        approximate, error = _convex_but_for_a_constant(
-            scores, self._dense_maximum(scores), _maximum(scores), fusion, self._bound
-        )
+        dense, lexical = self._dense_leader(scores).score, _lexical_leader(scores).score
+        largest = float(np.abs(scores.lexical).max(initial=0.0)) if self.lexical.settings.signed else lexical
+        approximate, error = _convex_but_for_a_constant(scores, dense, lexical, largest, fusion, self._bound)
         return possible(approximate, k, error)
 
     def _deciding(self, scores: ChannelScores, places: Places, cosines: Scores, fusion: Fusion, mode: str) -> Scores:
@@ -242,7 +242,8 @@ class HybridIndex:
             return cosines
         if fusion.rule == "rrf":
             return self._reciprocal_ranks(scores, fusion)[places]
-        return _convex(cosines, scores.lexical[places], self._dense_maximum(scores), _maximum(scores), fusion)
+        maxima = self._dense_leader(scores).score, _lexical_leader(scores).score
+        return _convex(cosines, scores.lexical[places], *maxima, fusion)
 
     def _reciprocal_ranks(self, scores: ChannelScores, fusion: Fusion) -> Scores:
         """The fused score of every row under reciprocal ranks, for which every row has to be looked at; kept."""
@@ -252,14 +253,26 @@ class HybridIndex:
             scores._ranked[fusion] = reciprocal_rank(*ranks, fusion.weight, fusion.rrf_k)
         return scores._ranked[fusion]
 
-    def _dense_maximum(self, scores: ChannelScores) -> float:
-        """The exact maximum of the dense channel over the rows under consideration; worked out once."""
-        if not len(scores.rows):
-            return COSINE_INFIMUM
-        if "dense" not in scores._maxima:
-            places = possible(scores.dense, 1, self._bound)
-            scores._maxima["dense"] = float(self.dense.exact(scores.rows[places], scores.query.vector).max())
-        return scores._maxima["dense"]
+    def leaders(self, scores: ChannelScores) -> Rows:
+        """The rows that set the maxima of the channels that speak; int64, at most two.
+
+        Args:
+            scores: What `score` gave for the query, perhaps restricted.
+        """
+        leaders = self._dense_leader(scores), _lexical_leader(scores)
+        return np.array(sorted({one.row for one in leaders if one.row is not None}), dtype=np.int64)
+
+    def _dense_leader(self, scores: ChannelScores) -> Leader:
+        """The best row of the dense channel among those under consideration; worked out once."""
+        if "dense" not in scores._leaders:
+            leader = Leader(None, COSINE_INFIMUM)
+            if scores.dense_speaks and len(scores.rows):
+                rows = scores.rows[possible(scores.dense, 1, self._bound)]
+                exact = self.dense.exact(rows, scores.query.vector)
+                best = int(exact.argmax())
+                leader = Leader(int(rows[best]), float(exact[best]))
+            scores._leaders["dense"] = leader
+        return scores._leaders["dense"]
 
     def _hits(self, scores: ChannelScores, places: Places, cosines: Scores, fusion: Fusion, mode: str) -> Hits:
         if fusion.mode == "hybrid" and mode != "none":
@@ -286,7 +299,7 @@ def _convex(dense: Scores, lexical: Scores, dense_maximum: float, lexical_maximu
 
 
 def _convex_but_for_a_constant(
-    scores: ChannelScores, dense_maximum: float, lexical_maximum: float, fusion: Fusion, bound: float
+    scores: ChannelScores, dense_maximum: float, lexical_maximum: float, largest: float, fusion: Fusion, bound: float
 ) -> tuple[NDArray[np.float32], float]:
     """`_convex` of every row less what is the same for all, as float32, and how far that can be off.
 
@@ -296,6 +309,7 @@ def _convex_but_for_a_constant(
         scores: What is fused.
         dense_maximum: Of the exact scores, as is the one that follows.
         lexical_maximum: Of the lexical channel.
+        largest: What no lexical score is farther from 0 than.
         fusion: The weight is used.
         bound: How far the dense scores can be off.
     """
@@ -305,23 +319,19 @@ def _convex_but_for_a_constant(
     fused = scores.lexical.astype(np.float32)
     fused *= np.float32(lexical_factor)
     fused += scores.dense * np.float32(dense_factor)
-    parts = _largest(scores) * lexical_factor + 2.0 * dense_factor
+    parts = largest * lexical_factor + 2.0 * dense_factor
     return fused, bound * dense_factor + _ROUNDING * parts
 
 
-def _largest(scores: ChannelScores) -> float:
-    """The lexical score that is farthest from 0; some are below 0 where every term is in most rows (`okapi`)."""
-    if "largest" not in scores._maxima:
-        lowest = float(scores.lexical.min()) if len(scores.lexical) else 0.0
-        scores._maxima["largest"] = max(abs(_maximum(scores)), abs(lowest))
-    return scores._maxima["largest"]
-
-
-def _maximum(scores: ChannelScores) -> float:
-    """The maximum of the lexical channel over the rows under consideration; worked out once."""
-    if "lexical" not in scores._maxima:
-        scores._maxima["lexical"] = float(scores.lexical.max()) if len(scores.lexical) else BM25_INFIMUM
-    return scores._maxima["lexical"]
+def _lexical_leader(scores: ChannelScores) -> Leader:
+    """The best row of the lexical channel among those under consideration; worked out once."""
+    if "lexical" not in scores._leaders:
+        leader = Leader(None, BM25_INFIMUM)
+        if scores.lexical_speaks and len(scores.rows):
+            best = int(scores.lexical.argmax())
+            leader = Leader(int(scores.rows[best]), float(scores.lexical[best]))
+        scores._leaders["lexical"] = leader
+    return scores._leaders["lexical"]
 
 
 def _ranks(scores: Scores, speaks: bool) -> NDArray[np.int64]:

@@ -63,6 +63,11 @@ class BM25:
             return 0.5 if self.variant == "l" else 1.0
         return self.delta
 
+    @property
+    def signed(self) -> bool:
+        """Whether a score can be below 0: by the idf of a frequent term, or by a `delta` below 0."""
+        return self.variant == "okapi" or self.lower_bound < 0
+
 
 def idf_lucene(documents: int, containing: int) -> float:
     """ln(1 + (N − n + ½) / (n + ½)): always over 0."""
@@ -102,6 +107,8 @@ def tf_l(counts: Scores, norms: Scores, k1: float, delta: float) -> Scores:
 
 class LexicalIndex(Protocol):
     """What the hybrid index asks of a lexical one."""
+
+    settings: BM25
 
     def __len__(self) -> int:
         """How many rows there are, removed ones included."""

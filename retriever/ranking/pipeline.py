@@ -314,12 +314,12 @@ class _Guarded:
         """The first `count` rows that pass, by relevance or in a shuffled order of all rows."""
         while True:
             rows = self._shuffled(shuffle)[:count] if shuffle is not None else self._best(count)
-            if self.check is None or not self._look_at(np.union1d(rows, self._leaders())):
+            if self.check is None or not self._look_at(np.union1d(rows, self.index.leaders(self.scores))):
                 return rows
 
     def settle(self) -> None:
         """Takes out what is blocked among the rows that set a channel's maximum, until none is."""
-        while self.check is not None and self._look_at(self._leaders()):
+        while self.check is not None and self._look_at(self.index.leaders(self.scores)):
             pass
 
     def _best(self, count: int) -> Rows:
@@ -354,11 +354,6 @@ class _Guarded:
 
     def _unblocked(self, rows: Rows) -> Rows:
         return rows[~np.isin(rows, list(self.blocked))] if self.blocked else rows
-
-    def _leaders(self) -> Rows:
-        """The rows that set the channels' maxima, to which the other scores are compared."""
-        alone = [Fusion(mode="dense"), Fusion(mode="lexical")]
-        return np.unique(np.concatenate([self.index.rank(self.scores, 1, fusion).rows for fusion in alone]))
 
     def _look_at(self, rows: Rows) -> bool:
         """Takes out those of the rows that are blocked; whether there were any."""
