@@ -11,7 +11,8 @@ ours to the peer's, of medians.
               before, of one that was asked 200 others, of one that was asked the same, and all queries at once; on at
               most 20,000 examples beside rank-bm25
     build     postings of tokenized texts beside the index of bm25s
-    dense     exact top-50 beside a product in NumPy and beside FAISS, one query; then over rows of float16 and int8
+    dense     exact top-50 of one query, beside a product in NumPy and, after a rest each time, beside FAISS; then over
+              rows of float16 and int8
     select    hybrid and MMR, k = 8, vector given, on at most 50,000 examples, beside the two bare searches; and on at
               most 20,000 beside LangChain's store in memory, and by vectors alone beside DSPy's
     open      that index, in a process of its own: first, again, and trusted
@@ -68,7 +69,7 @@ from _synthetic import (
 )
 from quality import machine
 
-from indexes import kernels, parallel
+from indexes import kernels
 from indexes.channels import Fusion, Query
 from indexes.dense import DenseIndex, Segment
 from indexes.hybrid import HybridIndex
@@ -149,8 +150,8 @@ def block_row(postings: Postings, asked: list[list[str]], peer: Any, repeats: in
 
     def ours(n: int) -> None:
         for start in range(0, len(asked), per_block):
-            block = index.block(asked[start : start + per_block])
-            parallel.each(lambda scores: top(rows, scores, 10), list(block))
+            for scores in index.block(asked[start : start + per_block]):
+                top(rows, scores, 10)
 
     calls: Calls = {OURS: ours}
     if peer is not None:
@@ -202,15 +203,16 @@ def dense_rows(size: Size, folder: Path) -> Iterator[Row]:
         flat = faiss.IndexFlatIP(size.dim)
         flat.add(vectors)
         peers[FAISS] = lambda n: flat.search(asked[n : n + 1], k)[1][0]
-    calls = {OURS: ours, **peers}
-    same = [len({frozenset(call(n).tolist()) for call in calls.values()}) == 1 for n in range(len(asked))]
-    times = alternate(calls, [*range(len(asked))] * size.repeats)
-    checks = {f"same rows for {sum(same)} of {len(same)}": all(same)}
-    yield Row(work, times, {NUMPY: 1.1}, checks)
+    turns = [*range(len(asked))] * size.repeats
+    for peer, search in peers.items():
+        same = [set(ours(n).tolist()) == set(search(n).tolist()) for n in range(len(asked))]
+        # After a search, threads of FAISS keep a core busy for a while, whoever comes next.
+        times = alternate({OURS: ours, peer: search}, turns, pause=synthetic.SETTLED if peer == FAISS else 0.0)
+        yield Row(work, times, {NUMPY: 1.1}, {f"same rows for {sum(same)} of {len(same)}": all(same)})
     for kind in ("float16", "int8"):
         rounded = dense_top(vectors, asked, k, kind)
         kept = [len(np.intersect1d(rounded(n)[:10], ours(n)[:10])) / min(10, k) for n in range(len(asked))]
-        times = alternate({OURS: rounded, NUMPY: peers[NUMPY]}, [*range(len(asked))] * size.repeats)
+        times = alternate({OURS: rounded, NUMPY: peers[NUMPY]}, turns)
         yield Row(f"{work}, {kind}", times, {}, {f"top-10 overlap with float32 {np.mean(kept):.3f}": None})
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -80,7 +81,7 @@ class VectorRows:
         """Room for rows that are `put` later."""
         return cls(np.empty((count, dim), TYPES[kind]), np.empty(count, np.float32) if kind == "int8" else None)
 
-    @property
+    @cached_property
     def kind(self) -> str:
         """The name of the type."""
         return self.values.dtype.name
