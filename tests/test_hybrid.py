@@ -78,6 +78,29 @@ def test_rank_equals_the_oracle_and_describe_equals_rank(rows, query, fusion, k,
     assert alive.rank(next(alive.score([query])), k, fusion).rows.tolist() == hits.rows.tolist()
 
 
+@given(rows_of, asked, st.data())
+def test_the_leaders_are_the_first_rows_of_the_channels_that_speak(rows, query, data):
+    mask = np.array(data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows))), dtype=bool)
+    index = index_of(rows)
+    scores = next(index.score([query])).restricted(mask)
+    speaks = {"dense": query.vector.any(), "lexical": index.lexical.knows(query.terms)}
+    first = [oracle(rows, query, mask, 1, Fusion(mode)) for mode, speaking in speaks.items() if speaking]
+    assert index.leaders(scores).tolist() == sorted({row for best in first for row in best})
+
+
+def test_lexical_scores_below_0_are_within_the_bound_of_rounding():
+    # "a" is in all texts but one: its Okapi idf is a share of the mean idf, below 0 as epsilon is.
+    documents = [["a"] * (1 + i % 3) for i in range(200)] + [["b", "c"]]
+    vectors = np.tile(PALETTE[:1], (len(documents), 1))
+    lexical = BM25Index([Postings.from_documents(documents)], BM25("okapi", epsilon=-0.25))
+    index = HybridIndex(DenseIndex([Segment.of(vectors)]), lexical)
+    scores = next(index.score([Query(PALETTE[0], ("a", "b"))]))
+    assert scores.lexical.min() < 0
+    fused = 0.5 + 0.5 * scores.lexical / scores.lexical.max()
+    wanted = sorted(range(len(documents)), key=lambda row: (-fused[row], row))
+    assert index.rank(scores, 150, Fusion()).rows.tolist() == wanted[:150]
+
+
 @given(st.integers(0, 2**32), st.sampled_from([0.1, 0.5, 0.9]), st.integers(1, 20))
 def test_scores_that_float32_cannot_tell_apart_are_told_apart(seed, weight, k):
     # Cosines a millionth apart, and BM25 scores below 0, as okapi gives where nearly every text has nearly every term.

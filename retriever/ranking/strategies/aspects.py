@@ -44,7 +44,8 @@ class Aspects:
         if self.covered.shape[1:] != self.weights.shape:
             raise InvalidInput(f"weights of shape {self.weights.shape}", expected=f"{self.covered.shape[1:]}")
         for name, numbers in (("covered", self.covered), ("weights", self.weights)):
-            if not np.isfinite(numbers).all() or (numbers < 0).any():
+            # NaN is neither.
+            if not (numbers.min(initial=0.0) >= 0 and numbers.max(initial=0.0) < np.inf):
                 raise InvalidInput(f"{name} with a number below 0 or not finite", expected="finite numbers from 0")
 
 

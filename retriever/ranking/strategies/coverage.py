@@ -46,6 +46,7 @@ LEAST_GAIN = 1e-9
 """Coverage from which a candidate adds to a cover."""
 
 _GRID = 2.0**40
+"""Steps in a coverage of 1."""
 
 
 def coverage(
@@ -104,12 +105,9 @@ class _Cover:
     def __init__(self, aspects: Aspects) -> None:
         total = math.fsum(aspects.weights.tolist())
         shares = aspects.weights / total if total > 0 else aspects.weights
-        # Shape (s, m): a part's row is read as one piece.
-        self._values: Reals = aspects.covered.T.copy(order="C")
-        self._values *= shares[:, None]
-        self._values *= _GRID
+        # In steps of the grid; shape (s, m): a part's row is read as one piece.
+        self._values: Reals = np.multiply(aspects.covered.T, _GRID * shares[:, None], order="C")
         np.rint(self._values, out=self._values)
-        self._values /= _GRID
         self._alone: Reals = self._values.sum(axis=0)
         self.clear()
 
@@ -123,7 +121,8 @@ class _Cover:
 
     def added(self) -> Reals:
         """The coverage that each candidate would add, shape (m,)."""
-        return self._added
+        added: Reals = self._added / _GRID
+        return added
 
     def rival(self, place: int) -> int:
         """The member that covers most of what the candidate covers."""
@@ -141,7 +140,7 @@ class _Cover:
         lost = self._values[raised]
         np.clip(lost, before, after, out=lost)
         lost -= before
-        # All are multiples of the grid, so what is taken off step by step leaves what a sum from anew would give.
+        # All are whole numbers of steps, so what is taken off step by step leaves what a sum from anew would give.
         self._added -= lost.sum(axis=0)
         self._current[raised] = after[:, 0]
         self._holder[raised] = len(self._members)
