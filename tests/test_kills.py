@@ -66,16 +66,16 @@ class TestStates:
             kills.check_selection(index, states.state(3), random.Random(0))
 
 
-def run(kills: int, *, before: str = "") -> subprocess.CompletedProcess[str]:
+def run(kills: int, folder: Path, *, before: str = "") -> subprocess.CompletedProcess[str]:
     """The soak test in a process of its own: it forks, which a process with threads must not."""
     program = f"{before}\nfrom tests.soak.kills import main; main()"
     command = [sys.executable, "-c", program, str(kills), "--seed", "7"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TMPDIR": str(folder)}
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=300)
 
 
-def test_sixty_kills_tear_nothing_and_lose_nothing():
-    done = run(60)
+def test_sixty_kills_tear_nothing_and_lose_nothing(tmp_path):
+    done = run(60, tmp_path)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["kills"] == sum(report["kills_by_phase"].values()) == 60
@@ -106,8 +106,8 @@ SABOTAGE = {
 
 
 @pytest.mark.parametrize("before", SABOTAGE.values(), ids=SABOTAGE)
-def test_a_library_that_breaks_the_promise_is_found_out(before):
-    done = run(2000, before=before)  # it stops at the first that is noticed
+def test_a_library_that_breaks_the_promise_is_found_out(tmp_path, before):
+    done = run(2000, tmp_path, before=before)  # it stops at the first that is noticed
     assert done.returncode == 1, done.stdout
     report = json.loads(done.stdout)
     # Whoever notices first stops the test, and what it sees depends on the instant.

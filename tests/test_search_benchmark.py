@@ -146,7 +146,7 @@ def test_the_program_measures_each_work_in_a_process_of_its_own(tmp_path):
     program = [sys.executable, BENCHMARKS / "search.py", *options, "--only", "open", "dense", "--json", out]
     subprocess.run(program, check=True, capture_output=True, timeout=60)
     rows = json.loads(out.read_text())["rows"]
-    assert [row["work"].split()[0] for row in rows] == ["open"] * 3 + ["exact"] * 3
+    assert list(dict.fromkeys(row["work"].split()[0] for row in rows)) == ["open", "exact"]
 
 
 @pytest.mark.parametrize(
