@@ -208,7 +208,9 @@ def dense_rows(size: Size, folder: Path) -> Iterator[Row]:
         same = [set(ours(n).tolist()) == set(search(n).tolist()) for n in range(len(asked))]
         # After a search, threads of FAISS keep a core busy for a while, whoever comes next.
         times = alternate({OURS: ours, peer: search}, turns, pause=synthetic.SETTLED if peer == FAISS else 0.0)
-        yield Row(work, times, {NUMPY: 1.1}, {f"same rows for {sum(same)} of {len(same)}": all(same)})
+        yield Row(
+            f"{work}, beside {peer}", times, {NUMPY: 1.1}, {f"same rows for {sum(same)} of {len(same)}": all(same)}
+        )
     for kind in ("float16", "int8"):
         rounded = dense_top(vectors, asked, k, kind)
         kept = [len(np.intersect1d(rounded(n)[:10], ours(n)[:10])) / min(10, k) for n in range(len(asked))]

@@ -90,6 +90,8 @@ class ChannelScores:
         lexical: BM25 scores, float64, shape (m,).
         dense_speaks: Whether the query has a direction; if not, `dense` is `NO_DIRECTION` everywhere.
         lexical_speaks: Whether any term of the query is known; if not, `lexical` is 0 everywhere.
+        leaders: The leader of each channel, kept here by `HybridIndex` once it has been asked for.
+        by_ranks: The fused scores under reciprocal ranks, float64, shape (m,), kept in the same way.
     """
 
     query: Query
@@ -100,8 +102,8 @@ class ChannelScores:
     lexical: Scores
     dense_speaks: bool
     lexical_speaks: bool
-    _leaders: dict[str, Leader] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _ranked: dict[Fusion, Scores] = field(default_factory=dict, init=False, repr=False, compare=False)
+    leaders: dict[str, Leader] = field(default_factory=dict, init=False, repr=False, compare=False)
+    by_ranks: dict[Fusion, Scores] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def restricted(self, keep: Mask) -> ChannelScores:
         """The same for the rows where `keep`, of shape (index rows,), is true."""
@@ -115,7 +117,7 @@ class ChannelScores:
         if not self.dense_speaks:
             return "lexical"
         if fusion.mode == "hybrid" and fusion.weight in (0.0, 1.0) and fusion.rule == "convex":
-            # Normalising could round two different scores to one; the parent's own order is exact.
+            # Normalising could round two different scores to one; the channel's own order is exact.
             return "dense" if fusion.weight else "lexical"
         return fusion.mode
 

@@ -29,7 +29,7 @@ def theoretical_min_max(scores: Scores, infimum: float, maximum: float) -> Score
     Args:
         scores: Shape (n,).
         infimum: The least score that the channel can give, whatever the query.
-        maximum: The largest score over the whole pool for this query.
+        maximum: The largest score for this query among the rows under consideration.
     """
     if maximum <= infimum:
         return np.zeros(len(scores))

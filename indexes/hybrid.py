@@ -197,7 +197,7 @@ class HybridIndex:
             cosines = self._cosines(scores, places)
             best = top(scores.rows[places], self._deciding(scores, places, cosines, fusion, mode), k)
             if mode == "dense" and len(best):
-                scores._leaders["dense"] = Leader(int(scores.rows[places[best[0]]]), float(cosines[best[0]]))
+                scores.leaders["dense"] = Leader(int(scores.rows[places[best[0]]]), float(cosines[best[0]]))
             return self._hits(scores, places[best], cosines[best], fusion, mode)
         if mode == "none":
             places = np.arange(min(k, len(scores.rows)))
@@ -247,11 +247,11 @@ class HybridIndex:
 
     def _reciprocal_ranks(self, scores: ChannelScores, fusion: Fusion) -> Scores:
         """The fused score of every row under reciprocal ranks, for which every row has to be looked at; kept."""
-        if fusion not in scores._ranked:
+        if fusion not in scores.by_ranks:
             dense = self.dense.exact(scores.rows, scores.query.vector)
             ranks = _ranks(dense, scores.dense_speaks), _ranks(scores.lexical, scores.lexical_speaks)
-            scores._ranked[fusion] = reciprocal_rank(*ranks, fusion.weight, fusion.rrf_k)
-        return scores._ranked[fusion]
+            scores.by_ranks[fusion] = reciprocal_rank(*ranks, fusion.weight, fusion.rrf_k)
+        return scores.by_ranks[fusion]
 
     def leaders(self, scores: ChannelScores) -> Rows:
         """The rows that set the maxima of the channels that speak; int64, at most two.
@@ -264,15 +264,15 @@ class HybridIndex:
 
     def _dense_leader(self, scores: ChannelScores) -> Leader:
         """The best row of the dense channel among those under consideration; worked out once."""
-        if "dense" not in scores._leaders:
+        if "dense" not in scores.leaders:
             leader = Leader(None, COSINE_INFIMUM)
             if scores.dense_speaks and len(scores.rows):
                 rows = scores.rows[possible(scores.dense, 1, self._bound)]
                 exact = self.dense.exact(rows, scores.query.vector)
                 best = int(exact.argmax())
                 leader = Leader(int(rows[best]), float(exact[best]))
-            scores._leaders["dense"] = leader
-        return scores._leaders["dense"]
+            scores.leaders["dense"] = leader
+        return scores.leaders["dense"]
 
     def _hits(self, scores: ChannelScores, places: Places, cosines: Scores, fusion: Fusion, mode: str) -> Hits:
         if fusion.mode == "hybrid" and mode != "none":
@@ -325,13 +325,13 @@ def _convex_but_for_a_constant(
 
 def _lexical_leader(scores: ChannelScores) -> Leader:
     """The best row of the lexical channel among those under consideration; worked out once."""
-    if "lexical" not in scores._leaders:
+    if "lexical" not in scores.leaders:
         leader = Leader(None, BM25_INFIMUM)
         if scores.lexical_speaks and len(scores.rows):
             best = int(scores.lexical.argmax())
             leader = Leader(int(scores.rows[best]), float(scores.lexical[best]))
-        scores._leaders["lexical"] = leader
-    return scores._leaders["lexical"]
+        scores.leaders["lexical"] = leader
+    return scores.leaders["lexical"]
 
 
 def _ranks(scores: Scores, speaks: bool) -> NDArray[np.int64]:
