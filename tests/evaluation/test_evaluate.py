@@ -6,6 +6,7 @@ import json
 import threading
 from dataclasses import replace
 from statistics import fmean
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from retriever.evaluation.comparison import compared
 from retriever.evaluation.evaluate import EvalSettings, recipes_of
 from retriever.evaluation.intervals import Bootstrap
 from retriever.evaluation.metrics import precision
-from tests.support import build
+from tests.support import build, embed
 
 WORDS = ("apple", "banana", "cherry", "damson")
 POOL = [
@@ -201,6 +202,22 @@ def test_the_same_evaluation_gives_the_same_result(pool):
     assert "milliseconds" not in json.dumps(once.to_dict())
     assert once.recipes[0].milliseconds > 0
     assert once.rows(times=True)[0]["milliseconds"] == once.to_dict(times=True)["recipes"][0]["milliseconds"]
+
+
+def test_what_is_loaded_for_the_first_query_is_no_recipes_time(pool, tmp_path, monkeypatch):
+    now, loaded = [0.0], []
+
+    def slow_at_first(texts):
+        now[0] += 0.001 * len(texts) if loaded else 60.0
+        loaded.append(True)
+        return embed(texts)
+
+    with build(POOL, tmp_path / "i", weight=0.5, embedder=slow_at_first) as index:
+        loaded.clear()
+        monkeypatch.setattr("retriever.evaluation.evaluate.time", SimpleNamespace(perf_counter=lambda: now[0]))
+        found = evaluate(index, queries=QUERIES, settings=QUICK)
+    # Four of the forty texts differ, and none is embedded twice; dense and lexical find them embedded or need none.
+    assert [one.milliseconds for one in found.recipes] == pytest.approx([4 / 40, 4 / 40, 0])
 
 
 def test_blocks_of_queries_change_nothing(pool, monkeypatch):
