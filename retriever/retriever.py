@@ -24,6 +24,7 @@ from retriever.formats import BadRow, BadRowLog, Fields, Limits, Source, read_ex
 from retriever.keys import Key
 from retriever.live import LiveIndex
 from retriever.plan import BuildPlan
+from retriever.pool import payload
 from retriever.prompting import Prompt
 from retriever.prompts import PromptOptions, prompt_for
 from retriever.publishing import Progress
@@ -486,13 +487,14 @@ class Retriever:
             given = self._read(examples, fields, strict, on_bad, usable=usable, room=room)
             places = self.snapshot.places_of([example.id for example in given])
             check_size(len(self) + len(given) - len(places), self._limits.rows)
-            stored = {example.id: example for example in self.snapshot.examples(list(places.values()))}
-            new = [example for example in given if stored.get(example.id) != example]
+            # As they are written: to Python 1, 1.0 and true are equal, and so are keys in another order.
+            stored = {example.id: payload(example) for example in self.snapshot.examples(list(places.values()))}
+            new = [example for example in given if stored.get(example.id) != payload(example)]
             self._live.change(session, new, [places[example.id] for example in new if example.id in places])
         return Update(
             tuple(example.id for example in new if example.id not in places),
             tuple(example.id for example in new if example.id in places),
-            tuple(example.id for example in given if stored.get(example.id) == example),
+            tuple(example.id for example in given if stored.get(example.id) == payload(example)),
         )
 
     def remove(self, ids: Iterable[str]) -> int:

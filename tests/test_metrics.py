@@ -97,6 +97,8 @@ def test_ndcg_of_the_ideal_order_is_1_and_of_nothing_relevant_0():
     assert ndcg(["a"], {}, 10) == 0.0
     assert ndcg(["a"], {"a": 0.0}, 10) == 0.0
     assert ndcg(["a"], grades, 0) == 0.0
+    assert ndcg(["a", "junk", "b"], {"a": 1.0, "b": 1.0, "junk": -2.0}, 2) == ndcg(["a", "x"], {"a": 1.0, "b": 1.0}, 2)
+    assert ndcg(["a", "junk"], {"a": 1.0, "junk": -2.0}, 10) == 1.0
 
 
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=12), st.integers(1, 12), st.randoms(use_true_random=False))

@@ -52,6 +52,16 @@ def index(tmp_path, asked):
         yield index
 
 
+@pytest.mark.parametrize("before, after", [(1, True), (0, False), (1, 1.0), ({"a": 1, "b": 2}, {"b": 2, "a": 1})])
+def test_what_python_takes_for_equal_and_json_writes_otherwise_is_a_change(tmp_path, before, after):
+    row = {"id": "a", "input": "is it open", "output": before}
+    with build([row, ROWS[0]], tmp_path / "i", weight=0.5) as index:
+        assert index.update([row]) == Update((), (), ("a",))
+        assert index.update([{**row, "output": after}]) == Update((), ("a",), ())
+        [found] = [one.example for one in index.select("is it open", k=2) if one.example.id == "a"]
+        assert repr(found.output) == repr(after)
+
+
 def test_it_says_what_was_added_what_replaced_and_what_is_the_same(index):
     given_ = [example(3), example(20), example(4, 1), example(21), example(5, 2)]
     assert index.update(given_) == Update(("e20", "e21"), ("e4", "e5"), ("e3",))

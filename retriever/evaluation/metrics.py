@@ -106,11 +106,12 @@ def ndcg(ranked: Sequence[str], grades: Mapping[str, float], k: int) -> float:
 
     Args:
         ranked: Document ids, best first.
-        grades: Relevance by document id; ids that are not in it have 0.
+        grades: Relevance by document id; ids that are not in it have 0. One below 0, which marks junk, counts as 0.
         k: How many of the ranked count.
     """
-    ideal = _dcg(sorted(grades.values(), reverse=True)[:k])
-    return _dcg([grades.get(document, 0.0) for document in ranked[:k]]) / ideal if ideal > 0 else 0.0
+    gains = {document: max(grade, 0.0) for document, grade in grades.items()}
+    ideal = _dcg(sorted(gains.values(), reverse=True)[:k])
+    return _dcg([gains.get(document, 0.0) for document in ranked[:k]]) / ideal if ideal > 0 else 0.0
 
 
 def _dcg(gains: Sequence[float]) -> float:
