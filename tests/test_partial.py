@@ -363,7 +363,6 @@ def test_another_recipe_is_refused_by_its_key(index, tmp_path):
         (replace(PROMPTS, prompt={"template": "cot"}), "template.name 'io'"),
         (replace(PROMPTS, prompt={"template": Template("io", separator="\n")}), "template.separator"),
         (replace(PROMPTS, prompt={"collisions": "drop"}), "prompt.collisions 'error'"),
-        (replace(PROMPTS, prompt={"form": "text"}), "prompt.form 'messages'"),
         (replace(PROMPTS, prompt={"zero_shot": True}), "prompt.zero_shot 'false'"),
         (replace(PROMPTS, prompt={"slots": {"x": "1"}}), "prompt.slots '{}'"),
         (replace(PROMPTS, recipe=Recipe().with_options({"k": 2, "order": "best-first"})), "recipe.order.by"),
@@ -588,6 +587,7 @@ def test_the_first_line_says_what_the_records_are_made_from(index, tmp_path):
     interrupted(index, tmp_path / "o.jsonl", 1, PROMPTS)
     header = json.loads(partial_of(tmp_path / "o.jsonl").read_bytes().split(b"\n")[0])
     assert header == {"partial_export": 1, **made_from(index, PROMPTS)}
+    assert header["prompt"]["form"] == "text"
     assert set(header) == {"partial_export", "program", "form", "recipe", "index", "template", "prompt"}
     known = {"generation", "revision", "chain", "created_by", "settings", "embedder", "weight"}
     assert set(header["index"]) == known
