@@ -143,6 +143,29 @@ def rename(source: Path, target: Path) -> None:
         os.replace(source, target)  # noqa: PTH105  `os` is the seam
 
 
+def replace_file(path: Path, chunks: Iterable[Buffer]) -> int:
+    """Puts a file in the place of one that may be there; durable when it returns.
+
+    No two threads may replace the same file at once.
+
+    Returns:
+        The size in bytes.
+
+    Raises:
+        StorageError: The disk is full or failed. The file is the old or the new, whole in either case.
+    """
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    remove(temporary)  # left by a crash of a process that had the same number, as in a container they often do
+    try:
+        size = write_bytes(temporary, chunks)
+        rename(temporary, path)
+    except BaseException:
+        remove(temporary)
+        raise
+    sync_directory(path.parent)
+    return size
+
+
 def list_directory(path: Path) -> list[str]:
     """The names in a directory, sorted; none when there is no such directory.
 
