@@ -104,7 +104,8 @@ def export(
         InvalidInput: A suffix that is not known, a query or an option that cannot be used; a partial file that another
             export is writing; with `resume`, one that is not of these settings, this index or these queries.
         MissingDependency: Parquet without pyarrow.
-        OSError: The disk is full or failed.
+        StorageError: The disk is full or failed.
+        OSError: Standard output cannot be written to.
     """
     settings = replace(settings, recipe=_recipe(retriever, settings))
     kind = writer_format(path)
