@@ -101,6 +101,14 @@ def test_a_disk_that_says_it_wrote_and_did_not_is_found_out(tmp_path, monkeypatc
     assert caught.value.errno == errno.EIO
 
 
+def test_a_lock_whose_directory_is_gone_says_so_and_nothing_else(tmp_path):
+    path = tmp_path / "gone" / "LOCK"
+    with pytest.raises(StorageError) as caught, files.locked(path):
+        pytest.fail("it was locked")
+    assert str(caught.value) == f"{path}: its directory is gone: {os.strerror(errno.ENOENT)}"
+    assert caught.value.errno == errno.ENOENT
+
+
 @pytest.mark.parametrize("old", [None, b"old"])
 def test_whichever_call_fails_a_file_that_is_replaced_is_the_old_or_the_new(tmp_path, monkeypatch, old):
     path, new = tmp_path / "f", b"the new content"
