@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,16 +47,7 @@ def point(root: Path, current: Current) -> None:
     Raises:
         StorageError: The disk is full or failed. CURRENT says the old or the new, whole in either case.
     """
-    path = current_path(root)
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    files.remove(temporary)  # left by a crash of a process that had the same number, as in a container they often do
-    try:
-        files.write_bytes(temporary, [current.line()])
-        files.rename(temporary, path)
-    except BaseException:
-        files.remove(temporary)
-        raise
-    files.sync_directory(root)
+    files.replace_file(current_path(root), [current.line()])
 
 
 def read_current(root: Path) -> Current:

@@ -26,11 +26,19 @@ _LOCK_BYTES = 32
 
 
 @contextlib.contextmanager
-def _reported(path: Path, doing: str) -> Iterator[None]:
-    """What the operating system refuses, as a `StorageError`; that a file is not there is for the caller to judge."""
+def reported(path: Path, doing: str) -> Iterator[None]:
+    """What the operating system refuses, as a `StorageError`; that a file is not there is for the caller to judge.
+
+    Args:
+        path: What is read or written.
+        doing: What did not go well, after the path: `cannot be read`.
+
+    Raises:
+        StorageError: The operating system refuses; one that was raised within goes through as it is.
+    """
     try:
         yield
-    except FileNotFoundError:
+    except (FileNotFoundError, StorageError):
         raise
     except OSError as error:
         raise StorageError(path, doing, error) from error
@@ -48,7 +56,7 @@ def write_bytes(path: Path, chunks: Iterable[Buffer]) -> int:
     """
     views = [memoryview(chunk).cast("B") for chunk in chunks]
     wanted = sum(len(view) for view in views)
-    with _reported(path, f"could not write its {wanted:,} bytes"):
+    with reported(path, f"could not write its {wanted:,} bytes"):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
             for view in views:
@@ -75,7 +83,7 @@ def read_bytes(path: Path) -> Buffer:
         IndexCorrupt: The path is a link or no regular file.
         StorageError: The file cannot be read.
     """
-    with _reported(path, "cannot be read"):
+    with reported(path, "cannot be read"):
         descriptor = _open_regular(path)
         try:
             size = os.fstat(descriptor).st_size
@@ -111,7 +119,7 @@ def make_directory(path: Path) -> None:
     Raises:
         StorageError: The operating system refuses.
     """
-    with _reported(path, "could not be made"):
+    with reported(path, "could not be made"):
         for directory in (*reversed(path.parents), path):
             if not directory.is_dir():
                 with contextlib.suppress(FileExistsError):
@@ -125,7 +133,7 @@ def sync_directory(path: Path) -> None:
     Raises:
         StorageError: The disk failed.
     """
-    with _reported(path, "its names could not be flushed to the disk"):
+    with reported(path, "its names could not be flushed to the disk"):
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(descriptor)
@@ -139,8 +147,31 @@ def rename(source: Path, target: Path) -> None:
     Raises:
         StorageError: The operating system refuses.
     """
-    with _reported(target, f"could not get its name from {source.name}"):
+    with reported(target, f"could not get its name from {source.name}"):
         os.replace(source, target)  # noqa: PTH105  `os` is the seam
+
+
+def replace_file(path: Path, chunks: Iterable[Buffer]) -> int:
+    """Puts a file in the place of one that may be there; durable when it returns.
+
+    No two threads may replace the same file at once.
+
+    Returns:
+        The size in bytes.
+
+    Raises:
+        StorageError: The disk is full or failed. The file is the old or the new, whole in either case.
+    """
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    remove(temporary)  # left by a crash of a process that had the same number, as in a container they often do
+    try:
+        size = write_bytes(temporary, chunks)
+        rename(temporary, path)
+    except BaseException:
+        remove(temporary)
+        raise
+    sync_directory(path.parent)
+    return size
 
 
 def list_directory(path: Path) -> list[str]:
@@ -149,7 +180,7 @@ def list_directory(path: Path) -> list[str]:
     Raises:
         StorageError: It cannot be read, or is no directory.
     """
-    with _reported(path, "cannot be listed"):
+    with reported(path, "cannot be listed"):
         try:
             return sorted(os.listdir(path))  # noqa: PTH208  `os` is the seam
         except FileNotFoundError:
@@ -182,7 +213,7 @@ def free_bytes(path: Path) -> int:
     Raises:
         StorageError: The operating system refuses to say.
     """
-    with _reported(path, "its free space cannot be told"):
+    with reported(path, "its free space cannot be told"):
         found = os.statvfs(path)
     return found.f_bavail * found.f_frsize
 
@@ -195,13 +226,13 @@ def locked(path: Path) -> Iterator[None]:
         IndexLocked: Another process, or another writer of this one, holds it.
         StorageError: The file cannot be opened for writing.
     """
-    with _reported(path, "cannot be opened for writing"):
+    with reported(path, "cannot be opened for writing"):
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         except FileNotFoundError as error:
             raise StorageError(path, "its directory is gone", error) from error
     try:
-        with _reported(path, "cannot be locked"):
+        with reported(path, "cannot be locked"):
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -227,7 +258,7 @@ class Hold:
             FileNotFoundError: There is no such file.
             StorageError: It cannot be opened or locked.
         """
-        with _reported(path, "cannot be held"):
+        with reported(path, "cannot be held"):
             descriptor = _open_regular(path)
             self._close = weakref.finalize(self, os.close, descriptor)
             try:

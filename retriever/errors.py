@@ -3,7 +3,7 @@
     RetrieverError                  root; exit code 1
     ├── InvalidInput                an argument, filter or recipe that cannot be used (also a ValueError); 2
     │   ├── TemplateError           a prompt template with an unknown, missing or malformed placeholder; 2
-    │   └── DelimiterCollision      a demonstration contains a delimiter of the text prompt; 2
+    │   └── DelimiterCollision      data contains a delimiter of the text prompt; 2
     ├── IndexMissing                no index at the path; 3
     ├── IndexCorrupt                a damaged, missing or foreign file; 4
     ├── Incompatible                a newer format, or another embedder; 5
@@ -58,19 +58,21 @@ class TemplateError(InvalidInput):
 
 
 class DelimiterCollision(InvalidInput):
-    """A demonstration or query contains a delimiter of the text prompt, under the policy `error`.
+    """Data contains a delimiter of the text prompt, and the policy is to raise, or leaves no other way.
 
     Attributes:
-        example_id: The example that contains it.
+        where: What contains it: `example 'ID'`, `query 'ID'` or `a slot of template 'NAME'`.
         delimiter: The delimiter that was found.
+        example_id: The demonstration that contains it; None when it is none, which cannot be dropped.
     """
 
-    def __init__(self, example_id: str, delimiter: str) -> None:
-        self.example_id = example_id
+    def __init__(self, where: str, delimiter: str, example_id: str | None = None) -> None:
+        self.where = where
         self.delimiter = delimiter
+        self.example_id = example_id
+        policies = "'escape'" if example_id is None else "'escape' or 'drop'"
         super().__init__(
-            f"example {example_id!r} contains the delimiter {delimiter!r}",
-            fix="use the messages form, or collisions='escape' or 'drop'",
+            f"{where} contains the delimiter {delimiter!r}", fix=f"use the messages form, or collisions={policies}"
         )
 
 

@@ -6,6 +6,8 @@
     openai-batch        requests as OpenAI's batch endpoint takes them, and nothing else
     anthropic-batch     requests as Anthropic's message batches take them, and nothing else
 
+A token budget, what was skipped for it and every count are about the form that is written.
+
 The output file appears whole or not at all. Until then the records stand in a partial file beside it, from which an
 export that was interrupted goes on; see `retriever.partial`.
 """
@@ -24,6 +26,7 @@ from retriever.example import Example, Json
 from retriever.formats import open_writer, writer_format
 from retriever.partial import open_partial
 from retriever.prompting import BatchSettings, Template, anthropic_batch, load_counter, load_template, openai_batch
+from retriever.prompting.assembler import Form
 from retriever.prompts import PromptOptions
 from retriever.ranking.cross_encoder import reranker_identity
 from retriever.ranking.recipe import Recipe
@@ -41,11 +44,12 @@ class ExportSettings:
     Attributes:
         form: One of `FORMS`.
         recipe: How demonstrations are selected; None for the index's own recipe.
-        prompt: How prompts are assembled.
+        prompt: How prompts are assembled; `form` follows from what is exported and need not be given.
         batch: Model and limits of the batch forms, which need them.
 
     Raises:
-        InvalidInput: An unknown form, a batch form without its settings, or settings without a batch form.
+        InvalidInput: An unknown form, a batch form without its settings, or settings without a batch form; a prompt
+            whose form is not the one that is exported.
     """
 
     form: str = "demos"
@@ -59,6 +63,14 @@ class ExportSettings:
         if self.form.endswith("-batch") != (self.batch is not None):
             wanted = "a model for the batch form" if self.batch is None else "no model outside the batch forms"
             raise InvalidInput(f"export as {self.form!r}, model {self.batch and self.batch.model!r}", expected=wanted)
+        fitted = self.prompt.get("form", self.prompt_form)
+        if self.form != "demos" and fitted != self.prompt_form:
+            raise InvalidInput(f"export as {self.form!r}, fitted as {fitted!r}", expected=f"{self.prompt_form!r}")
+
+    @property
+    def prompt_form(self) -> Form:
+        """The form of the prompts that are written."""
+        return "text" if self.form == "prompts" else "messages"
 
 
 def export(
@@ -92,7 +104,8 @@ def export(
         InvalidInput: A suffix that is not known, a query or an option that cannot be used; a partial file that another
             export is writing; with `resume`, one that is not of these settings, this index or these queries.
         MissingDependency: Parquet without pyarrow.
-        OSError: The disk is full or failed.
+        StorageError: The disk is full or failed.
+        OSError: Standard output cannot be written to.
     """
     settings = replace(settings, recipe=_recipe(retriever, settings))
     kind = writer_format(path)
@@ -154,7 +167,7 @@ def made_from(retriever: Retriever, settings: ExportSettings) -> dict[str, Json]
         made["template"] = asdict(template if isinstance(template, Template) else load_template(template))
         made["prompt"] = {
             "slots": dict(options.get("slots", {})),
-            "form": options.get("form", "messages"),
+            "form": settings.prompt_form,
             "collisions": options.get("collisions", "error"),
             "zero_shot": options.get("zero_shot", False),
             "counter": load_counter(recipe.budget.counter).name,
@@ -181,7 +194,7 @@ def record(retriever: Retriever, selection: Selection, settings: ExportSettings)
     """The record of one query."""
     if settings.form == "demos":
         return _selected(selection)
-    prompt = retriever.prompt(selection, prompt_options=settings.prompt)
+    prompt = retriever.prompt(selection, prompt_options={**settings.prompt, "form": settings.prompt_form})
     if settings.batch is not None:
         request = openai_batch if settings.form == "openai-batch" else anthropic_batch
         return request(prompt, custom_id=selection.query.id, settings=settings.batch)

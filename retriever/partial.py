@@ -25,8 +25,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from indexes.files import sync_directory
-from retriever.errors import InvalidInput
+from indexes import files
+from retriever.errors import InvalidInput, StorageError
 from retriever.example import Example, Json, render
 from retriever.formats import open_writer
 from retriever.formats.values import short
@@ -42,6 +42,8 @@ _START = b'{"query":"'
 _MIDDLE = b'","record":'
 _RECORD_AT = len(_START) + 64 + len(_MIDDLE)  # where the record begins in its line; it ends before `}` and LF
 _SHOWN_DIFFERENCES = 3
+_UNREAD = "cannot be read"
+_UNWRITTEN = "could not be written"
 _START_OVER = "run without --resume to start over"
 
 
@@ -67,44 +69,44 @@ class Partial:
 
         Raises:
             InvalidInput: The record holds what is no JSON.
-            OSError: The disk is full or failed.
+            StorageError: The disk is full or failed.
         """
         line = _START + query_digest(query).encode() + _MIDDLE + json_line(record)[:-1] + b"}\n"
-        _write_all(self._file, line)
-        self.count += 1
-        if time.monotonic() - self._synced >= SYNC_SECONDS:
-            os.fsync(self._file.fileno())
-            self._synced = time.monotonic()
+        with _reported(self.path, _UNWRITTEN):
+            _write_all(self._file, line)
+            self.count += 1
+            if time.monotonic() - self._synced >= SYNC_SECONDS:
+                os.fsync(self._file.fileno())
+                self._synced = time.monotonic()
 
     def publish(self, target: Path, kind: WriterFormat) -> None:
         """Makes the target from the records: under another name first, which is flushed and then renamed.
 
         Raises:
             InvalidInput: The format cannot hold a record.
-            OSError: The disk is full or failed.
+            StorageError: The disk is full or failed.
         """
         temporary = target.with_name(f".{target.name}{SUFFIX}.tmp")
-        temporary.unlink(missing_ok=True)  # of a process that was killed: the lock says that nobody writes it now
+        files.remove(temporary)  # of a process that was killed: the lock says that nobody writes it now
         try:
-            with temporary.open("xb") as file:
-                self._convert(file, kind)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
+            with _reported(target, _UNWRITTEN):
+                with temporary.open("xb") as file:
+                    self._convert(file, kind)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(target)
         finally:
-            temporary.unlink(missing_ok=True)
-        sync_directory(target.parent)
+            files.remove(temporary)
+        files.sync_directory(target.parent)
 
     def _convert(self, file: BinaryIO, kind: WriterFormat) -> None:
-        with self.path.open("rb") as lines:
-            lines.seek(self._body)
-            records = (line[_RECORD_AT:-2] for line in lines)
-            if kind == "jsonl":  # the bytes are those already
-                file.writelines(record + b"\n" for record in records)
-                return
-            with open_writer(file, kind) as writer:
-                for record in records:
-                    writer.write(json.loads(record))
+        records = (line[_RECORD_AT:-2] for line in _lines(self.path, self._body))
+        if kind == "jsonl":  # the bytes are those already
+            file.writelines(record + b"\n" for record in records)
+            return
+        with open_writer(file, kind) as writer:
+            for record in records:
+                writer.write(json.loads(record))
 
 
 @contextlib.contextmanager
@@ -132,6 +134,7 @@ def open_partial(
     Raises:
         InvalidInput: Another export is writing; the file is something else; it was made from something else, or for
             other queries. It is left as it was then.
+        StorageError: The disk is full or failed.
     """
     path = target.with_name(target.name + SUFFIX)
     header = json_line({"partial_export": _VERSION, **made_from})
@@ -142,20 +145,22 @@ def open_partial(
         else:
             _note_replaced(path, header, note)
             count = end = 0
-        file.truncate(end)
-        file.seek(end)
         partial = Partial(path, file, len(header), count)
         try:
-            if end == 0:
-                _write_all(file, header)
+            with _reported(path, _UNWRITTEN):
+                file.truncate(end)
+                file.seek(end)
+                if end == 0:
+                    _write_all(file, header)
             yield partial
         except BaseException:
             if partial.count:
                 note(f"{partial.count:,} records are kept in {path}; --resume goes on after them")
             else:
-                path.unlink()
+                files.remove(path)
             raise
-        path.unlink()
+        if not files.remove(path):
+            note(f"{path} is not needed any more and could not be removed")
 
 
 def query_digest(query: Example) -> str:
@@ -165,6 +170,23 @@ def query_digest(query: Example) -> str:
         InvalidInput: The query holds what is no JSON.
     """
     return hashlib.sha256(json_line(query.to_dict())).hexdigest()
+
+
+@contextlib.contextmanager
+def _reported(path: Path, doing: str) -> Iterator[None]:
+    """What the operating system refuses, as a `StorageError`: a file or folder that has vanished, too."""
+    try:
+        with files.reported(path, doing):
+            yield
+    except FileNotFoundError as error:
+        raise StorageError(path, doing, error) from error
+
+
+def _lines(path: Path, start: int = 0) -> Iterator[bytes]:
+    """The lines of a file from an offset on."""
+    with _reported(path, _UNREAD), path.open("rb") as file:
+        file.seek(start)
+        yield from file
 
 
 def _write_all(file: io.FileIO, content: bytes) -> None:
@@ -178,16 +200,19 @@ def _write_all(file: io.FileIO, content: bytes) -> None:
 def _locked(path: Path) -> Iterator[io.FileIO]:
     """The file, made if need be, with an exclusive lock that ends with the process."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        with io.FileIO(descriptor, "r+") as file:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InvalidInput(
-                    f"another export is writing to {path.name.removesuffix(SUFFIX)} now",
-                    fix="wait for it to finish, or write to another name",
-                ) from None
-            if _is_at(path, descriptor):
+        with _reported(path, "cannot be opened for writing"):
+            file = io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+")
+        with file:
+            with _reported(path, "cannot be locked"):
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise InvalidInput(
+                        f"another export is writing to {path.name.removesuffix(SUFFIX)} now",
+                        fix="wait for it to finish, or write to another name",
+                    ) from None
+                ours = _is_at(path, file.fileno())
+            if ours:
                 yield file
                 return
 
@@ -202,10 +227,11 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 def _check_ours(path: Path, file: io.FileIO) -> None:
     """Refuses to overwrite what only happens to have the name; a header that was cut short is ours."""
-    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        start = file.read(len(_MAGIC))
-        if start == _MAGIC[: len(start)]:
-            return
+    with _reported(path, _UNREAD):
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            start = file.read(len(_MAGIC))
+            if start == _MAGIC[: len(start)]:
+                return
     raise InvalidInput(
         f"{path} is there and was not written by an export", fix="move it away, or write to another name"
     )
@@ -216,9 +242,9 @@ def _check_header(path: Path, header: bytes) -> bool:
 
     Raises:
         InvalidInput: They were made from something else.
+        StorageError: The file cannot be read.
     """
-    with path.open("rb") as file:
-        found = file.readline()
+    found = next(_lines(path), b"")
     if found == header:
         return True
     if not found.endswith(b"\n"):
@@ -257,18 +283,19 @@ def _skip(
 
     Raises:
         InvalidInput: A query is another one than the record was written for.
+        StorageError: The file cannot be read.
     """
     count, end = 0, body
-    with path.open("rb") as file:
-        file.seek(body)
-        for line in file:
-            entry = _entry(line)
-            if entry is None:
-                break
-            _check_query(path, count + 1, entry, next(queries, None))
-            count, end = count + 1, end + len(line)
-            progress("reading again", count, 0)
-    if cut := path.stat().st_size - end:
+    for line in _lines(path, body):
+        entry = _entry(line)
+        if entry is None:
+            break
+        _check_query(path, count + 1, entry, next(queries, None))
+        count, end = count + 1, end + len(line)
+        progress("reading again", count, 0)
+    with _reported(path, _UNREAD):
+        cut = path.stat().st_size - end
+    if cut:
         note(f"the last {cut:,} bytes of {path} are no whole record and were cut off")
     return count, end
 
@@ -299,9 +326,9 @@ def _check_query(path: Path, number: int, entry: Mapping[str, Json], query: Exam
 
 def _note_replaced(path: Path, header: bytes, note: Callable[[str], None]) -> None:
     """Says so when hours of work may be about to go."""
-    with path.open("rb") as file:
-        matches = file.readline() == header
-        count = sum(line.endswith(b"\n") for line in file)
+    lines = _lines(path)
+    matches = next(lines, b"") == header
+    count = sum(line.endswith(b"\n") for line in lines)
     if count:
         hint = "; --resume would have gone on after them" if matches else ""
         note(f"starting over: {count:,} records of an interrupted export in {path} are replaced{hint}")

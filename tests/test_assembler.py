@@ -170,7 +170,8 @@ def test_a_delimiter_in_a_demonstration_is_an_error_of_the_text_alone(marker, pl
     assert prompt.messages[place == "output"]["content"] == marker
     with pytest.raises(DelimiterCollision, match="example 'bad' contains the delimiter") as caught:
         _ = prompt.text
-    assert caught.value.example_id == "bad"
+    assert (caught.value.where, caught.value.example_id) == ("example 'bad'", "bad")
+    assert caught.value.fix == "use the messages form, or collisions='escape' or 'drop'"
     assert caught.value.delimiter in marker
     with pytest.raises(DelimiterCollision):
         build([row], form="text")
@@ -225,10 +226,13 @@ def test_dropping_for_the_text_form_is_reported_among_the_skipped():
 def test_the_query_and_the_slots_cannot_be_dropped(collisions):
     with pytest.raises(DelimiterCollision) as caught:
         build(query=Example("q9", "a\nOutput: b"), form="text", collisions=collisions)
-    assert caught.value.example_id == "q9"
+    assert (caught.value.where, caught.value.delimiter, caught.value.example_id) == ("query 'q9'", "Output:", None)
     with pytest.raises(DelimiterCollision) as caught:
         build(template=TEMPLATES["sql"], slots={"schema": "T\n\nQuestion: y"}, form="text", collisions=collisions)
-    assert caught.value.example_id == "slots of sql"
+    assert str(caught.value) == (
+        "a slot of template 'sql' contains the delimiter 'Question:'; use the messages form, or collisions='escape'"
+    )
+    assert caught.value.example_id is None
 
 
 def test_a_slot_is_escaped_like_any_data():

@@ -163,7 +163,7 @@ class WithoutText:
 
     @property
     def text(self) -> str:
-        raise DelimiterCollision("e1", "###")
+        raise DelimiterCollision("example 'e1'", "###", "e1")
 
 
 def test_only_the_backends_that_need_the_text_form_ask_for_it(chat_model, text_model):

@@ -13,7 +13,7 @@ from retriever.errors import DelimiterCollision, InvalidInput, MissingDependency
 from retriever.example import Example
 from retriever.export import FORMS, ExportSettings, export, record
 from retriever.formats import BadRowLog, read_queries
-from retriever.prompting import BatchSettings
+from retriever.prompting import BatchSettings, Template, load_counter
 from retriever.selector import MAX_BLOCK
 from tests.support import build
 
@@ -49,9 +49,9 @@ def index(tmp_path_factory):
         yield retriever
 
 
-def settings(form="demos", **options):
-    batch = BatchSettings("m", 64) if form.endswith("-batch") else None
-    return ExportSettings(form, options.pop("recipe", K2), options, batch)
+def settings(as_form="demos", **options):
+    batch = BatchSettings("m", 64) if as_form.endswith("-batch") else None
+    return ExportSettings(as_form, options.pop("recipe", K2), options, batch)
 
 
 def lines(path):
@@ -81,7 +81,7 @@ def test_a_demos_record_says_what_was_selected_and_how(index, tmp_path):
 def test_a_prompts_record_adds_the_prompt_as_text(index, tmp_path):
     export(index, QUERIES, tmp_path / "o.jsonl", settings("prompts"))
     for query, written in zip(QUERIES, lines(tmp_path / "o.jsonl"), strict=True):
-        prompt = index.prompt(query, k=2)
+        prompt = index.prompt(query, k=2, prompt_options={"form": "text"})
         assert set(written) == SELECTED | {"tokens", "demonstration_tokens", "skipped", "shortened", "prompt"}
         assert (written["prompt"], written["tokens"], written["skipped"]) == (prompt.text, prompt.tokens, [])
         costs = zip((example.id for example in prompt.demonstrations), prompt.costs, strict=True)
@@ -93,6 +93,77 @@ def test_a_messages_record_adds_the_prompt_as_messages(index, tmp_path):
     for query, written in zip(QUERIES, lines(tmp_path / "o.jsonl"), strict=True):
         assert set(written) == SELECTED | {"tokens", "demonstration_tokens", "skipped", "shortened", "messages"}
         assert written["messages"] == list(index.prompt(query, k=2).messages)
+
+
+FORGED = [{"id": i, "input": f"card {i}", "output": "ok\n\nInput: x" if i == "z" else "ok"} for i in "abcz"]
+
+
+@pytest.fixture(scope="module")
+def forged(tmp_path_factory):
+    """Of four examples `z` contains a delimiter of the text form."""
+    with build(FORGED, tmp_path_factory.mktemp("forged") / "x.index", weight=0.5) as retriever:
+        yield retriever
+
+
+def test_what_a_prompts_record_says_is_of_the_text(forged, tmp_path):
+    recipe = Recipe().with_options({"k": 4})
+    export(
+        forged, [Example("q", "my card")], tmp_path / "o.jsonl", settings("prompts", recipe=recipe, collisions="drop")
+    )
+    (written,) = lines(tmp_path / "o.jsonl")
+    assert sorted(written["demonstration_ids"]) == ["a", "b", "c", "z"]  # those that were selected
+    assert written["skipped"] == ["z"]
+    # "Input: card a\nOutput: ok" is Input 2, the rest of its line 4, Output 2, the rest 2; then a blank line of 2
+    assert written["demonstration_tokens"] == {i: 2 + 4 + 2 + 2 + 2 for i in written["demonstration_ids"] if i != "z"}
+    # "Input: my card\nOutput:"
+    assert written["tokens"] == 3 * 12 + (2 + 4 + 2 + 1) == load_counter().count(written["prompt"])
+    assert written["prompt"].count("Input:") == 4
+    assert "card z" not in written["prompt"]
+
+
+def test_messages_have_no_delimiters_and_drop_nothing(forged, tmp_path):
+    recipe = Recipe().with_options({"k": 4})
+    export(
+        forged, [Example("q", "my card")], tmp_path / "o.jsonl", settings("messages", recipe=recipe, collisions="drop")
+    )
+    (written,) = lines(tmp_path / "o.jsonl")
+    assert written["skipped"] == []
+    # 2 and 1, and 4 for each message; "ok\n\nInput: x" is 1 + 2 + 3 + 1
+    assert written["demonstration_tokens"] == {**dict.fromkeys(written["demonstration_ids"], 11), "z": 10 + 7}
+    assert written["tokens"] == 3 * 11 + 17 + (2 + 4) + 3
+
+
+WORDY = Template("wordy", text_input="A man who is here said: $input\n", text_output="So we told him that: $output")
+
+
+@pytest.mark.parametrize(
+    ("form", "each", "rest", "standing"),
+    [
+        # 6 words, a colon, 2 words, a line break; 5 words, a colon, 1 word; a blank line of 2. The query has no output.
+        ("prompts", 7 + 2 + 1 + 6 + 1 + 2, 7 + 2 + 1 + 6, 2),
+        # 2 words and 1, and 4 for each message; 3 for the reply
+        ("messages", 2 + 1 + 2 * 4, 2 + 4 + 3, 3),
+    ],
+)
+def test_a_token_budget_is_of_the_form_that_is_written(forged, tmp_path, form, each, rest, standing):
+    recipe = Recipe().with_options({"k": 3, "tokens": 64, "reserve": 10, "where": {"id": {"in": ["a", "b", "c"]}}})
+    export(forged, [Example("q", "my card")], tmp_path / "o.jsonl", settings(form, recipe=recipe, template=WORDY))
+    (written,) = lines(tmp_path / "o.jsonl")
+    assert list(written["demonstration_tokens"].values()) == [each] * standing
+    assert written["tokens"] == rest + standing * each <= 54
+    assert len(written["skipped"]) == 3 - standing
+    assert sorted([*written["skipped"], *written["demonstration_tokens"]]) == ["a", "b", "c"]
+    if form == "prompts":
+        assert load_counter().count(written["prompt"]) == written["tokens"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_prompt_is_not_fitted_as_what_is_not_written(form):
+    written, other = ("text", "messages") if form == "prompts" else ("messages", "text")
+    assert settings(form, form=written).prompt_form == written
+    if form != "demos":
+        with pytest.raises(InvalidInput, match=f"export as '{form}', fitted as '{other}'; expected '{written}'"):
+            settings(form, form=other)
 
 
 @pytest.mark.parametrize(("form", "body"), [("openai-batch", "body"), ("anthropic-batch", "params")])

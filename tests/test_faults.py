@@ -101,6 +101,52 @@ def test_a_disk_that_says_it_wrote_and_did_not_is_found_out(tmp_path, monkeypatc
     assert caught.value.errno == errno.EIO
 
 
+def test_a_lock_whose_directory_is_gone_says_so_and_nothing_else(tmp_path):
+    path = tmp_path / "gone" / "LOCK"
+    with pytest.raises(StorageError) as caught, files.locked(path):
+        pytest.fail("it was locked")
+    assert str(caught.value) == f"{path}: its directory is gone: {os.strerror(errno.ENOENT)}"
+    assert caught.value.errno == errno.ENOENT
+
+
+@pytest.mark.parametrize("old", [None, b"old"])
+def test_whichever_call_fails_a_file_that_is_replaced_is_the_old_or_the_new(tmp_path, monkeypatch, old):
+    path, new = tmp_path / "f", b"the new content"
+
+    def replace(fault=None):
+        if old is None:
+            path.unlink(missing_ok=True)
+        else:
+            path.write_bytes(old)
+        faulty = FaultyOS(fault)
+        monkeypatch.setattr(files, "os", faulty)
+        assert files.replace_file(path, [new[:5], new[5:]]) == len(new)
+        return faulty.calls
+
+    calls = replace()
+    assert path.read_bytes() == new
+    raised = 0
+    for fault in faults(calls):
+        try:
+            replace(fault)
+        except StorageError as error:
+            raised += 1
+            assert error.errno == (fault.errno or fault.then), fault
+            # Once it has the name, only the flush of the names is left to fail.
+            renamed = fault.number > calls.index("replace") + 1
+            assert (path.read_bytes() if path.exists() else None) == (new if renamed else old), fault
+        else:
+            assert path.read_bytes() == new, fault
+        assert [left.name for left in tmp_path.iterdir()] == ["f"] * path.exists(), fault
+    assert raised > 5
+
+
+def test_what_a_process_of_the_same_number_left_is_no_hindrance(tmp_path):
+    (tmp_path / f"f.tmp-{os.getpid()}").write_bytes(b"half")
+    files.replace_file(tmp_path / "f", [b"whole"])
+    assert [(left.name, left.read_bytes()) for left in tmp_path.iterdir()] == [("f", b"whole")]
+
+
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.EIO])
 def test_a_generation_stays_when_it_cannot_be_told_whether_a_reader_holds_it(tmp_path, monkeypatch, code):
     root = tmp_path / INDEX

@@ -1,9 +1,12 @@
 """An export that was interrupted goes on from its partial file, and ends with the bytes of one that was not."""
 
+import contextlib
 import errno
 import io
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +23,7 @@ from hypothesis import strategies as st
 import retriever
 from retriever import Recipe
 from retriever import partial as partials
-from retriever.errors import BadRows, InvalidInput
+from retriever.errors import BadRows, InvalidInput, StorageError
 from retriever.example import Example
 from retriever.export import ExportSettings, export, made_from
 from retriever.formats import BadRowLog, read_queries
@@ -160,7 +163,7 @@ def test_an_export_that_failed_only_at_its_end_is_finished_without_a_query(index
 
     with monkeypatch.context() as patched:
         patched.setattr(partials.Partial, "_convert", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(StorageError, match="No space left"):
             export(index, QUERIES, path, DEMOS)
     assert names(tmp_path) == ["o.parquet.partial"]
     monkeypatch.setattr("retriever.export.record", fail)
@@ -252,11 +255,150 @@ def test_a_full_disk_leaves_the_records_before_it(index, tmp_path, monkeypatch):
     notes = []
     with monkeypatch.context() as patched:
         patched.setattr(partials, "_write_all", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(StorageError, match="No space left"):
             export(index, QUERIES, path, DEMOS, note=notes.append)
     assert notes == [f"2 records are kept in {partial_of(path)}; --resume goes on after them"]
     export(index, QUERIES, path, DEMOS, resume=True, note=lambda line: None)
     assert path.read_bytes() == whole(index, tmp_path, "jsonl")
+
+
+@contextlib.contextmanager
+def disk_with_room_for(size):
+    """No file of this process may grow beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def said(error, path, doing):
+    """What is asked of every error of the disk: which file, what did not go well, why, and what helps."""
+    assert type(error) is StorageError
+    assert str(error) == f"{path}: {doing}: {os.strerror(error.errno)}{error.fix and '; '}{error.fix}"
+    return error.errno
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_however_little_room_there_is_the_error_says_why_and_resume_goes_on(index, tmp_path, suffix):
+    path = tmp_path / f"o.{suffix}"
+    expected = whole(index, tmp_path, suffix)
+    interrupted(index, path, len(QUERIES))
+    needed = max(partial_of(path).stat().st_size, len(expected))
+    partial_of(path).unlink()
+    left = set()
+    for size in range(0, needed, 97):
+        with disk_with_room_for(size), pytest.raises(StorageError) as caught:
+            export(index, QUERIES, path, DEMOS, note=lambda line: None)
+        in_the_end = caught.value.path == path
+        assert said(caught.value, path if in_the_end else partial_of(path), "could not be written") == errno.EFBIG
+        assert "ulimit -f" in caught.value.fix
+        left.add(tuple(names(tmp_path)))
+        export(index, QUERIES, path, DEMOS, resume=True, note=lambda line: None)
+        assert path.read_bytes() == expected
+        path.unlink()
+    assert left == {(), (f"o.{suffix}.partial",)}  # without a whole record, and with one
+    with disk_with_room_for(needed):
+        export(index, QUERIES, path, DEMOS, note=fail)
+    assert path.read_bytes() == expected
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("older", [None, b"older"])
+def test_a_disk_that_fills_at_the_end_leaves_what_was_there_and_every_record(index, tmp_path, suffix, older):
+    path = tmp_path / f"o.{suffix}"
+    expected = whole(index, tmp_path, suffix)
+    if older is not None:
+        path.write_bytes(older)
+    for size in (0, 1, len(expected) // 2, len(expected) - 1):
+        with contextlib.ExitStack() as full:
+
+            def fill(stage, done, total, full=full, size=size):
+                if done == len(QUERIES):
+                    full.enter_context(disk_with_room_for(size))
+
+            with pytest.raises(StorageError) as caught:
+                export(index, QUERIES, path, DEMOS, note=lambda line: None, progress=fill)
+        assert said(caught.value, path, "could not be written") == errno.EFBIG
+        assert (path.read_bytes() if path.exists() else None) == older
+        assert names(tmp_path) == [*([] if older is None else [path.name]), f"o.{suffix}.partial"]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("retriever.export.record", fail)
+        export(index, QUERIES, path, DEMOS, resume=True, note=fail)
+    assert path.read_bytes() == expected
+
+
+@pytest.mark.parametrize(
+    ("owner", "call", "code", "doing", "about"),
+    [
+        (os, "open", errno.EACCES, "cannot be opened for writing", partial_of),
+        (partials.fcntl, "flock", errno.ENOLCK, "cannot be locked", partial_of),
+        (Path, "stat", errno.EIO, "cannot be locked", partial_of),
+        (Path, "open", errno.EMFILE, "cannot be read", partial_of),
+        (partials, "_write_all", errno.ENOSPC, "could not be written", partial_of),
+        (os, "fsync", errno.EIO, "could not be written", lambda path: path),
+        (Path, "replace", errno.EROFS, "could not be written", lambda path: path),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_whichever_call_fails_the_error_says_what_of(index, tmp_path, monkeypatch, owner, call, code, doing, about):
+    path = tmp_path / "o.jsonl"
+    interrupted(index, path, 2)
+    real = getattr(owner, call)
+
+    def failing(first, *rest, **options):
+        # Calls on behalf of anything else than this export go through.
+        if isinstance(first, int | io.IOBase) or (Path(first).parent == tmp_path and first.name != path.name):
+            raise OSError(code, os.strerror(code))
+        return real(first, *rest, **options)
+
+    with monkeypatch.context() as patched, pytest.raises(StorageError) as caught:
+        patched.setattr(owner, call, failing)
+        export(index, QUERIES, path, DEMOS, resume=True, note=lambda line: None)
+    assert said(caught.value, about(path), doing) == code
+    assert names(tmp_path) == ["o.jsonl.partial"]
+    export(index, QUERIES, path, DEMOS, resume=True, note=fail)
+    assert path.read_bytes() == whole(index, tmp_path, "jsonl")
+
+
+@pytest.mark.parametrize("lost", ["folder", "partial file"])
+def test_what_vanishes_meanwhile_is_an_error_of_the_disk(index, tmp_path, lost):
+    path = tmp_path / "out" / "o.jsonl"
+    path.parent.mkdir()
+
+    def vanish(stage, done, total):
+        if done == len(QUERIES):
+            shutil.rmtree(path.parent) if lost == "folder" else partial_of(path).unlink()
+
+    with pytest.raises(StorageError) as caught:
+        export(index, QUERIES, path, DEMOS, note=lambda line: None, progress=vanish)
+    at, doing = (path, "could not be written") if lost == "folder" else (partial_of(path), "cannot be read")
+    assert said(caught.value, at, doing) == errno.ENOENT
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("place", [1, 4])
+def test_an_error_of_the_queries_is_not_taken_for_one_of_the_disk(index, tmp_path, place):
+    def queries():
+        yield from QUERIES[:place]
+        raise OSError(errno.EIO, "the source broke")
+
+    interrupted(index, tmp_path / "o.jsonl", 3)
+    with pytest.raises(OSError, match="the source broke") as caught:
+        export(index, queries(), tmp_path / "o.jsonl", DEMOS, resume=True, note=lambda line: None)
+    assert type(caught.value) is OSError
+
+
+def test_a_partial_file_that_cannot_be_removed_is_told(index, tmp_path, monkeypatch):
+    path = tmp_path / "o.jsonl"
+    expected = whole(index, tmp_path, "jsonl")
+    remove = partials.files.remove
+    monkeypatch.setattr(partials.files, "remove", lambda one: one != partial_of(path) and remove(one))
+    notes = []
+    export(index, QUERIES, path, DEMOS, note=notes.append)
+    assert notes == [f"{partial_of(path)} is not needed any more and could not be removed"]
+    assert path.read_bytes() == expected
 
 
 def test_a_short_write_is_completed():
@@ -363,7 +505,6 @@ def test_another_recipe_is_refused_by_its_key(index, tmp_path):
         (replace(PROMPTS, prompt={"template": "cot"}), "template.name 'io'"),
         (replace(PROMPTS, prompt={"template": Template("io", separator="\n")}), "template.separator"),
         (replace(PROMPTS, prompt={"collisions": "drop"}), "prompt.collisions 'error'"),
-        (replace(PROMPTS, prompt={"form": "text"}), "prompt.form 'messages'"),
         (replace(PROMPTS, prompt={"zero_shot": True}), "prompt.zero_shot 'false'"),
         (replace(PROMPTS, prompt={"slots": {"x": "1"}}), "prompt.slots '{}'"),
         (replace(PROMPTS, recipe=Recipe().with_options({"k": 2, "order": "best-first"})), "recipe.order.by"),
@@ -470,7 +611,7 @@ def test_a_damaged_first_line_is_refused_and_a_link_is_not_followed(index, tmp_p
     path.unlink()
     (tmp_path / "precious").write_bytes(b"")
     path.symlink_to(tmp_path / "precious")
-    with pytest.raises(OSError, match="symbolic links"):
+    with pytest.raises(StorageError, match="symbolic links"):
         export(index, QUERIES, tmp_path / "o.jsonl", DEMOS)
     assert (tmp_path / "precious").read_bytes() == b""
 
@@ -557,6 +698,28 @@ def test_a_killed_process_loses_nothing_that_it_wrote(index, tmp_path, suffix):
     assert path.read_bytes() == whole(index, tmp_path, suffix, queries=many())
 
 
+def test_a_full_disk_ends_the_command_with_1_and_one_line(tmp_path):
+    build(POOL, tmp_path / "x.index", embedder="latent", weight=0.5).close()
+    (tmp_path / "q.jsonl").write_text('{"input": "card"}\n' * 200)
+    path = tmp_path / "o.jsonl"
+    script = (
+        "import resource, cli, retriever.retriever, retriever.export\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "cli.main()"
+    )
+    command = [sys.executable, "-c", script, "export", str(tmp_path / "x.index"), str(tmp_path / "q.jsonl")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, "-o", str(path)], env=environment, capture_output=True, text=True, check=False)
+    kept = partial_of(path).read_bytes().count(b"\n") - 1
+    assert 0 < kept < 200
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"note: {kept} records are kept in {path}.partial; --resume goes on after them\n"
+        f"error: {path}.partial: could not be written: File too large; "
+        "raise the limit on file sizes (ulimit -f), then try again: the index is as it was\n"
+    )
+
+
 def test_an_interrupt_of_the_command_is_130_and_resume_goes_on(tmp_path):
     build(POOL, tmp_path / "x.index", embedder="latent", weight=0.5).close()
     rows = [json.dumps({"id": f"q{n}", "input": f"card {n}"}).encode() + b"\n" for n in range(600)]
@@ -588,6 +751,7 @@ def test_the_first_line_says_what_the_records_are_made_from(index, tmp_path):
     interrupted(index, tmp_path / "o.jsonl", 1, PROMPTS)
     header = json.loads(partial_of(tmp_path / "o.jsonl").read_bytes().split(b"\n")[0])
     assert header == {"partial_export": 1, **made_from(index, PROMPTS)}
+    assert header["prompt"]["form"] == "text"
     assert set(header) == {"partial_export", "program", "form", "recipe", "index", "template", "prompt"}
     known = {"generation", "revision", "chain", "created_by", "settings", "embedder", "weight"}
     assert set(header["index"]) == known

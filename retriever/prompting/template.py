@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from retriever.errors import TemplateError
-from retriever.example import Example, render
+from retriever.example import ANSWER, Example, render
 from retriever.placeholders import Piece, parse
 
 MAX_TEMPLATE_BYTES = 64 * 1024
@@ -23,7 +23,6 @@ MAX_TEMPLATE_BYTES = 64 * 1024
 
 _EXAMPLE_FIELDS = tuple(f.name for f in fields(Example))
 _TURNS = ("input", "output", "text_input", "text_output")
-_ANSWERS = frozenset({"output", "rationale", "label"})
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,7 @@ class Template:
                 expected="slots only, for the system message belongs to no example",
                 fix="give the value as a slot of another name",
             )
-        if field_name in ("input", "text_input") and head in _ANSWERS:
+        if field_name in ("input", "text_input") and head in ANSWER:
             raise TemplateError(
                 f"{self._at(field_name)} mentions ${name}",
                 expected="no part of the answer, for the query is rendered with it too",

@@ -39,9 +39,10 @@ class TextWriter:
         """The system message; empty when the template has none.
 
         Raises:
-            DelimiterCollision: A slot contains a delimiter; `example_id` is then `slots of TEMPLATE`.
+            DelimiterCollision: A slot contains a delimiter.
         """
-        return self._write(f"slots of {self.template.name}", self.template.render("system", None, self.slots))
+        pieces = self.template.render("system", None, self.slots)
+        return self._write(f"a slot of template {self.template.name!r}", pieces)
 
     def demonstration(self, example: Example) -> str:
         """The block of a demonstration.
@@ -54,7 +55,7 @@ class TextWriter:
             *self.template.render("text_input", example, self.slots),
             *self.template.render("text_output", example, self.slots),
         ]
-        return self._write(example.id, pieces)
+        return self._write(f"example {example.id!r}", pieces, example.id)
 
     def query(self, query: Example, *, trigger: bool) -> str:
         """The block of the query, which ends with the template's cue.
@@ -72,13 +73,13 @@ class TextWriter:
         if trigger:
             end.append(self.template.zero_shot)
         pieces.append(Piece(" ".join(part for part in end if part), variable=False))
-        return self._write(query.id, pieces)
+        return self._write(f"query {query.id!r}", pieces)
 
     def join(self, system: str, demonstrations: Sequence[str], query: str) -> str:
         """The whole prompt from its blocks."""
         return self.template.separator.join([*([system] if system else []), *demonstrations, query])
 
-    def _write(self, owner: str, pieces: Sequence[Piece]) -> str:
+    def _write(self, where: str, pieces: Sequence[Piece], example_id: str | None = None) -> str:
         delimiters = delimiters_of(self.template)
         if self.collisions == "escape":
             pieces = [Piece(delimiters.escape(p.text), variable=True) if p.variable else p for p in pieces]
@@ -86,5 +87,5 @@ class TextWriter:
         alone = (found for piece in pieces if piece.variable and (found := delimiters.find(piece.text)))
         collision = next(alone, None) or delimiters.find_across([separator, *pieces, separator])
         if collision is not None:
-            raise DelimiterCollision(owner, collision)
+            raise DelimiterCollision(where, collision, example_id)
         return "".join(piece.text for piece in pieces)

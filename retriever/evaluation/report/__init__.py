@@ -9,11 +9,10 @@ page.*           these three
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from indexes.files import remove, rename, sync_directory, write_bytes
+from indexes.files import replace_file
 from retriever.errors import InvalidInput
 from retriever.evaluation.report.gathering import ReportSettings, gather
 from retriever.evaluation.report.page import page, plot_library
@@ -66,12 +65,4 @@ def write_report(
     if settings.map == "umap":
         require_umap()
     found = gather(retriever, queries, recipes, settings, progress)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        size = write_bytes(partial, [page(found, library).encode()])
-        rename(partial, target)
-    except BaseException:
-        remove(partial)
-        raise
-    sync_directory(target.parent)
-    return size
+    return replace_file(target, [page(found, library).encode()])
