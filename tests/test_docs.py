@@ -36,6 +36,7 @@ import pytest
 import typer.main
 
 import cli
+import retriever
 from retriever import EmbedderSettings, IndexSettings, Recipe, Retriever, errors
 from retriever.adaptation.linear_map import on_grid
 from retriever.adaptation.stored import Adaptation
@@ -267,6 +268,11 @@ def test_every_command_and_no_other_is_documented() -> None:
     assert isinstance(group, click.Group) or hasattr(group, "commands")
     documented = {row[0].strip("`").split()[1] for row in table(section("README.md", "Commands"))}
     assert documented == set(group.commands)
+
+
+def test_every_public_name_and_no_other_is_in_the_table_of_names() -> None:
+    named = [name for row in table(section("README.md", "Python names")) for name in re.findall(r"`(\w+)`", row[0])]
+    assert sorted(named) == sorted(retriever.__all__)
 
 
 @pytest.mark.parametrize("title", ["Leak guard", "Templates", "Backends", "Batch export"])
