@@ -257,7 +257,9 @@ def test_exactly_the_commands_that_install_something_are_not_run() -> None:
 
 
 def test_the_newest_version_of_the_changelog_is_that_of_the_project() -> None:
-    versions = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - (\d{4}-\d\d-\d\d)$", read("CHANGELOG.md"), re.MULTILINE)
+    headings = re.findall(r"^## (.+)$", read("CHANGELOG.md"), re.MULTILINE)
+    versions = [re.fullmatch(r"\[(\d+\.\d+\.\d+)\] - (\d{4}-\d\d-\d\d|unreleased)", one).groups() for one in headings]
+    assert all(date != "unreleased" for _, date in versions[1:])
     assert versions[0][0] == tomllib.loads(read("pyproject.toml"))["project"]["version"]
     assert versions == sorted(versions, key=lambda v: [int(part) for part in v[0].split(".")], reverse=True)
 
