@@ -558,14 +558,16 @@ def test_printable_cuts_after_escaping():
 
 
 WORK = (
-    "import time\nfrom retriever.command_line import terminal\nwith terminal.progress() as told:\n"
-    "    told('embedding', 1, 3)\n    time.sleep({pause})\n"
+    "import time\nfrom retriever.command_line import terminal\n"
+    "passed = 0.0\ntime.monotonic = lambda: passed\n"
+    "with terminal.progress() as told:\n"
+    "    told('embedding', 1, 3)\n    passed += {pause}\n"
     "    told('embedding', 2, 3)\n    time.sleep(.3)\nprint('done')"
 )
 
 
 def test_a_bar_appears_on_a_terminal_for_long_work_only():
-    shown, _ = on_terminal(sys.executable, "-c", WORK.format(pause=0))
+    shown, _ = on_terminal(sys.executable, "-c", WORK.format(pause=0.9))
     assert shown == "done\r\n"
     shown, _ = on_terminal(sys.executable, "-c", WORK.format(pause=1.1))
     assert "embedding" in shown

@@ -357,12 +357,13 @@ from retriever.evaluation.evaluate import EvalSettings
 from tests.evaluation.test_asking import QUERIES, RECIPES
 from tests.support import embed
 
-folder, seconds = Path(sys.argv[1]), float(sys.argv[2])
+folder = Path(sys.argv[1])
 
 def backend(prompt):
     with open(folder / "calls", "a") as calls:
         calls.write(json.dumps(prompt.messages) + "\\n")
-    time.sleep(seconds)
+    while not (folder / "answering").exists():
+        time.sleep(0.01)
     return "eat apple"
 
 with insisting(), Retriever.open(folder / "i", embedder=embed) as retriever:
@@ -376,23 +377,24 @@ def test_an_interrupt_keeps_what_is_on_its_way_and_no_call_is_ever_repeated(tmp_
     build(POOL, tmp_path / "i", weight=0.5).close()
     calls = tmp_path / "calls"
 
-    def started(seconds):
-        command = [sys.executable, "-c", INTERRUPTED, str(tmp_path), str(seconds)]
+    def started():
+        command = [sys.executable, "-c", INTERRUPTED, str(tmp_path)]
         return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
-    # Longer than it takes until an interrupt comes again.
-    with started(2.5) as process:
+    with started() as process:
         for _ in range(600):
             if calls.exists() and len(calls.read_text().splitlines()) >= 3:
                 break
             time.sleep(0.05)
         process.send_signal(number)
+        time.sleep(2.5)  # longer than it takes until an interrupt comes again
+        (tmp_path / "answering").touch()
         said = process.communicate(timeout=60)[1]
     assert process.returncode != 0 and "KeyboardInterrupt" in said
     assert len(calls.read_text().splitlines()) == 3
     with closing(sqlite3.connect(tmp_path / "answers.sqlite")) as answers:
         assert answers.execute("SELECT count(*) FROM answers").fetchone() == (3,)
-    with started(0) as process:
+    with started() as process:
         assert process.wait(timeout=60) == 0
     made = calls.read_text().splitlines()
     assert (len(made), len(set(made))) == (20, 20)
