@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support import build, embed, fail
+from support import build, embed, fail, run
 
 from indexes import ann_choice
 from indexes.ann import AnnIndex, predicted_bytes
@@ -321,15 +321,11 @@ def test_a_recall_that_is_no_share_is_refused(recall):
 
 
 def test_the_command_line_takes_a_recall(tmp_path):
-    from typer.testing import CliRunner
-
-    from cli import app
-
     pool = tmp_path / "pool.jsonl"
     pool.write_text("".join(json.dumps({"input": e.input_text, "output": "o"}) + "\n" for e in examples(60)))
-    options = ["build", str(pool), "-o", str(tmp_path / "i"), "--embedder", "latent", "--weight", "0.5", "--json"]
-    made = CliRunner().invoke(app, [*options, "--ann", "IVF4,SQ8", "--recall", "0.95", "--vectors", "int8"])
+    options = ["build", pool, "-o", tmp_path / "i", "--embedder", "latent", "--weight", "0.5", "--json"]
+    made = run(*options, "--ann", "IVF4,SQ8", "--recall", "0.95", "--vectors", "int8")
     assert made.exit_code == 0
     shown = json.loads(made.stdout)
     assert (shown["ann"]["target"], shown["settings"]["vectors"]) == (0.95, "int8")
-    assert CliRunner().invoke(app, [*options, "--overwrite", "--recall", "2"]).exit_code == 2
+    assert run(*options, "--overwrite", "--recall", "2").exit_code == 2

@@ -12,11 +12,11 @@ import json
 import os
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
+from tests.support import Reply, answering
 
 ROOT = Path(__file__).parents[1]
 KEY = "sk-CANARY-7f3a9c5e1b8d2460aa"
@@ -42,45 +42,30 @@ def vector(text: str) -> list[float]:
     return [byte / 255 - 0.4 for byte in hashlib.sha256(text.encode()).digest()[:8]]
 
 
-class Handler(BaseHTTPRequestHandler):
+class Endpoint:
     """Embeds; answers a chat with the key, as the model `parrot`, or with a refusal that repeats it."""
 
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.keys.append(self.headers["Authorization"])
-        status, answer = self.reply(body)
-        payload = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(payload)))
-        self.send_header("retry-after-ms", "1")
-        self.end_headers()
-        self.wfile.write(payload)
+    def __init__(self):
+        self.keys = []
 
-    def reply(self, body):
+    def __call__(self, path, headers, body):
+        self.keys.append(headers["authorization"])
         refusal = {"error": {"message": f"Incorrect API key provided: {KEY}", "code": KEY, "param": f"Bearer {KEY}"}}
         if body["model"] != "m":
-            return int(body["model"]), refusal
-        if not self.path.endswith("/embeddings"):
-            return 200, {"id": "1", "choices": [{"index": 0, "message": {"role": "assistant", "content": "fine"}}]}
+            return Reply(int(body["model"]), refusal)
+        if not path.endswith("/embeddings"):
+            message = {"role": "assistant", "content": "fine"}
+            return Reply(200, {"id": "1", "choices": [{"index": 0, "message": message}]})
         rows = [{"object": "embedding", "index": i, "embedding": vector(text)} for i, text in enumerate(body["input"])]
         usage = {"prompt_tokens": 1, "total_tokens": 1}
-        return 200, {"object": "list", "model": "m", "data": rows, "usage": usage}
-
-    def log_message(self, *_):
-        pass
+        return Reply(200, {"object": "list", "model": "m", "data": rows, "usage": usage})
 
 
 @pytest.fixture(scope="module")
 def server():
-    listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    listener.keys = []
-    thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield listener
-    listener.shutdown()
-    listener.server_close()
-    thread.join()
+    endpoint = Endpoint()
+    with answering(endpoint) as endpoint.url:
+        yield endpoint
 
 
 class Run:
@@ -114,7 +99,7 @@ def run(tmp_path_factory, server):
     (folder / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     (folder / "more.jsonl").write_text('{"id": "new", "input": "a new question", "output": "yes"}\n')
     (folder / "queries.jsonl").write_text('{"id": "q1", "input": "which cards"}\n{"id": "q2", "input": "fees"}\n')
-    run = Run(folder, f"http://127.0.0.1:{server.server_port}/v1")
+    run = Run(folder, server.url)
     said = run(
         0,
         "build pool.jsonl -o i.index --embedder openai:m",

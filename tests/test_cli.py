@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import http.server
 import json
 import os
 import pty
@@ -10,20 +9,18 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 import typer
-from typer.testing import CliRunner
 
 import cli
 from retriever.command_line import terminal
 from retriever.command_line.display import emit_json
 from retriever.command_line.running import show_tracebacks
 from retriever.errors import IndexMissing, InvalidInput
-from tests.support import build, embed
+from tests.support import Reply, answering, build, embed, run
 
 ROOT = Path(cli.__file__).parent
 PROGRAM = [sys.executable, "-c", "import cli; cli.main()"]
@@ -42,10 +39,6 @@ UPPER = f"command:{sys.executable} -c 'import sys; print(sys.stdin.read().upper(
 def no_debug_left():
     yield
     show_tracebacks(False)
-
-
-def run(*arguments, input=None):
-    return CliRunner().invoke(cli.app, [str(one) for one in arguments], input=input)
 
 
 def ok(*arguments, input=None):
@@ -379,31 +372,15 @@ def test_damage_after_a_rebuild_is_told_once(index, pool):
     assert "try again" not in result.stderr
 
 
-class Endpoint(http.server.BaseHTTPRequestHandler):
+def lengths(path, headers, body):
     """An embeddings endpoint that gives every text a vector of its length."""
-
-    def do_POST(self):
-        texts = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["input"]
-        vectors = [{"object": "embedding", "index": i, "embedding": [1.0, len(text)]} for i, text in enumerate(texts)]
-        body = json.dumps({"object": "list", "model": "m", "data": vectors}).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *arguments):
-        """Nothing is logged."""
+    vectors = [{"object": "embedding", "index": i, "embedding": [1.0, len(t)]} for i, t in enumerate(body["input"])]
+    return Reply(200, {"object": "list", "model": "m", "data": vectors})
 
 
 def test_an_embedder_of_another_kind_is_5(shared):
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Endpoint) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        url = f"http://127.0.0.1:{server.server_port}/v1"
+    with answering(lengths) as url:
         done = process("select", shared, "card", "--embedder", "openai:m", "--embedder-url", url)
-        server.shutdown()
-        thread.join()
     assert (done.returncode, done.stdout) == (5, b""), done.stderr
     assert done.stderr.startswith(b"error: embedder openai:m (2 dimensions")
     assert b"expected latent-semantic" in done.stderr
@@ -581,14 +558,16 @@ def test_printable_cuts_after_escaping():
 
 
 WORK = (
-    "import time\nfrom retriever.command_line import terminal\nwith terminal.progress() as told:\n"
-    "    told('embedding', 1, 3)\n    time.sleep({pause})\n"
+    "import time\nfrom retriever.command_line import terminal\n"
+    "passed = 0.0\ntime.monotonic = lambda: passed\n"
+    "with terminal.progress() as told:\n"
+    "    told('embedding', 1, 3)\n    passed += {pause}\n"
     "    told('embedding', 2, 3)\n    time.sleep(.3)\nprint('done')"
 )
 
 
 def test_a_bar_appears_on_a_terminal_for_long_work_only():
-    shown, _ = on_terminal(sys.executable, "-c", WORK.format(pause=0))
+    shown, _ = on_terminal(sys.executable, "-c", WORK.format(pause=0.9))
     assert shown == "done\r\n"
     shown, _ = on_terminal(sys.executable, "-c", WORK.format(pause=1.1))
     assert "embedding" in shown

@@ -7,16 +7,14 @@ import sys
 import threading
 
 import pytest
-from typer.testing import CliRunner
 
-from cli import app
 from indexes import generation as generations
 from indexes.current import read_current
 from retriever import Recipe, Retriever
 from retriever.errors import Incompatible, InvalidInput
 from retriever.export import ExportSettings, export, made_from
 from retriever.repair import repair
-from tests.support import build, embed, fail
+from tests.support import build, embed, fail, run
 
 ROWS = [{"id": f"r{i}", "input": f"card {i} refund {i % 3}", "output": f"o{i % 3}"} for i in range(9)]
 MMR = {"select": {"strategy": "mmr", "k": 3, "options": {"weight": 0.4}}, "order": {"by": "best-first"}}
@@ -191,8 +189,8 @@ def test_a_selection_is_of_one_view_while_the_recipe_changes(path):
     assert {len(ks) for ks in seen.values()} == {1}
 
 
-def run(*arguments: object) -> str:
-    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+def printed(*arguments: object) -> str:
+    done = run(*arguments)
     assert done.exit_code == 0, done.output
     return done.stdout
 
@@ -201,18 +199,18 @@ def test_the_command_line_builds_with_it_shows_it_and_sets_it(tmp_path):
     pool, recipe, index = tmp_path / "pool.jsonl", tmp_path / "mmr.toml", tmp_path / "cli.index"
     pool.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     recipe.write_text(TOML)
-    run("build", pool, "-o", index, "--embedder", "latent", "--weight", "0.5", "--recipe", recipe)
-    assert json.loads(run("recipe", "show", "--index", index, "--json")) == Recipe.of(MMR).filled().to_dict()
-    assert len(json.loads(run("select", index, "card refund", "--json"))["demonstrations"]) == 3
+    printed("build", pool, "-o", index, "--embedder", "latent", "--weight", "0.5", "--recipe", recipe)
+    assert json.loads(printed("recipe", "show", "--index", index, "--json")) == Recipe.of(MMR).filled().to_dict()
+    assert len(json.loads(printed("select", index, "card refund", "--json"))["demonstrations"]) == 3
     recipe.write_text("[select]\nk = 2\n")
-    assert json.loads(run("recipe", "set", index, recipe, "--json")) == {"generation": "gen-000002"}
-    assert len(json.loads(run("select", index, "card refund", "--json"))["demonstrations"]) == 2
-    assert json.loads(run("info", index, "--json"))["recipe"]["select"]["k"] == 2
+    assert json.loads(printed("recipe", "set", index, recipe, "--json")) == {"generation": "gen-000002"}
+    assert len(json.loads(printed("select", index, "card refund", "--json"))["demonstrations"]) == 2
+    assert json.loads(printed("info", index, "--json"))["recipe"]["select"]["k"] == 2
     recipe.write_text('[filter]\nwhere = "meta.x == 1"\n[select]\nfixed = ["r1"]\nstrategy = "fixed"\n')
-    run("recipe", "set", index, recipe)
-    assert json.loads(run("select", index, "card refund", "--json"))["demonstrations"] == []
+    printed("recipe", "set", index, recipe)
+    assert json.loads(printed("select", index, "card refund", "--json"))["demonstrations"] == []
     off = ("--where", "", "--fixed", "", "--strategy", "top", "--rerank", "none")
-    assert len(json.loads(run("select", index, "card refund", *off, "--json"))["demonstrations"]) == 8
-    both = CliRunner().invoke(app, ["recipe", "show", "--index", str(index), "--recipe", str(recipe)])
+    assert len(json.loads(printed("select", index, "card refund", *off, "--json"))["demonstrations"]) == 8
+    both = run("recipe", "show", "--index", index, "--recipe", recipe)
     assert both.exit_code == 2
     assert "both --index and --recipe" in both.output

@@ -2,7 +2,8 @@
 
 Blocks by language tag, the only ones allowed:
 
-    python       executed, all of a document in one namespace and one directory
+    python       executed, all of a section in one namespace and one directory, which begin as the README's first two
+                 sections leave them; only the README has blocks that are run
     output       directly after a python block: what it printed
     console      lines that start with "$ " are run by bash in that directory, "> " continues one; the other lines are
                  what it printed, standard output first. Standard output is a terminal of 100 columns.
@@ -17,10 +18,12 @@ from __future__ import annotations
 import ast
 import contextlib
 import io
+import itertools
 import json
 import os
 import pty
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -36,6 +39,7 @@ import pytest
 import typer.main
 
 import cli
+import retriever
 from retriever import EmbedderSettings, IndexSettings, Recipe, Retriever, errors
 from retriever.adaptation.linear_map import on_grid
 from retriever.adaptation.stored import Adaptation
@@ -54,6 +58,7 @@ from tests.support import Words, build, fail
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "FORMAT.md", "SECURITY.md", "CHANGELOG.md")
 TAGS = {"python", "output", "console", "toml", "text"}
+RUN = {"python", "output", "console"}
 NOT_RUN = {"scripts/demo", "scripts/test", "pip install -c constraints.txt '.[offline]'"}
 COLUMNS = 100
 
@@ -147,34 +152,80 @@ def shell(command: str, directory: Path) -> str:
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_block_has_one_of_the_known_tags(name: str) -> None:
-    assert {block.tag for block in blocks(name)} <= TAGS
+    tags = {block.tag for block in blocks(name)}
+    assert tags <= TAGS
+    assert name == "README.md" or not tags & RUN
     assert len(re.findall(r"^ *```", read(name), re.MULTILINE)) == 2 * len(blocks(name))
 
 
-@pytest.mark.parametrize("name", [n for n in DOCUMENTS if {"python", "console"} & {b.tag for b in blocks(n)}])
-def test_every_block_prints_what_is_shown(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    namespace: dict[str, object] = {"__name__": "__main__"}
-    ran = 0
+def sections() -> dict[str, list[Block]]:
+    """The blocks of the README that are run, by the heading above them."""
+    found: dict[str, list[Block]] = {}
+    for block in blocks("README.md"):
+        if block.tag in RUN:
+            heading = re.findall(r"^#+ (.+)$", _BLOCK.sub("", block.before + "\n"), re.MULTILINE)[-1]
+            found.setdefault(heading, []).append(block)
+    return found
+
+
+def carry_out(found: list[Block], directory: Path, namespace: dict[str, object]) -> None:
+    """Runs blocks one after the other and compares what they print."""
     printed = ""
-    for block in blocks(name):
-        where = f"{name}:{block.line}"
+    for block in found:
+        where = f"README.md:{block.line}"
         if block.tag == "python":
             assert not printed, f"the output before {where} is not shown"
-            with contextlib.redirect_stdout(io.StringIO()) as output:
+            with contextlib.redirect_stdout(io.StringIO()) as output, contextlib.chdir(directory):
                 exec(compile("\n" * block.line + block.code, where, "exec"), namespace)
             printed = output.getvalue()
-            ran += 1
         elif block.tag == "output":
             assert normalised(block.code) == normalised(printed), where
             printed = ""
-        elif block.tag == "console":
+        else:
             for command, shown in steps(block):
-                assert normalised(shell(command, tmp_path)) == normalised(shown), f"{where}: {command}"
-                ran += 1
+                assert normalised(shell(command, directory)) == normalised(shown), f"{where}: {command}"
     assert not printed
-    assert ran > 0
+
+
+def contents(directory: Path) -> dict[str, list[object]]:
+    """What the indexes hold and go by, whatever happened to them before."""
+    found: dict[str, list[object]] = {}
+    for path in directory.glob("*.index"):
+        with Retriever.open(path, note=fail) as index:
+            about = index.info()
+            examples = [example for _, example in index.snapshot.present()]
+            found[path.name] = [examples, *(about.get(key) for key in ("settings", "embedder", "fusion", "recipe"))]
+    return found
+
+
+class Begun(NamedTuple):
+    directory: Path
+    namespace: dict[str, object]
+    contents: dict[str, list[object]]
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Begun:
+    """What somebody has who made the indexes of the first two sections."""
+    directory, namespace = tmp_path_factory.mktemp("begun"), {"__name__": "__main__"}
+    carry_out(sections()["Library"], directory, namespace)
+    [first] = sections()["Command line"]
+    for command, _ in itertools.islice(steps(first), 2):  # the files, and the index of them
+        shell(command, directory)
+    return Begun(directory, namespace, contents(directory))
+
+
+@pytest.mark.parametrize("title", sections())
+def test_every_block_prints_what_is_shown(title: str, begun: Begun, tmp_path: Path) -> None:
+    """Read in order: a section leaves the indexes with what they had, so each is run as the first after these."""
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    if title not in ("Library", "Command line"):
+        shutil.copytree(begun.directory, tmp_path, dirs_exist_ok=True)
+        namespace = dict(begun.namespace)
+    carry_out(sections()[title], tmp_path, namespace)
+    left = contents(tmp_path)
+    assert left
+    assert left == {name: begun.contents[name] for name in left}
 
 
 def test_every_toml_block_is_a_recipe_or_a_template(tmp_path: Path) -> None:
@@ -206,7 +257,9 @@ def test_exactly_the_commands_that_install_something_are_not_run() -> None:
 
 
 def test_the_newest_version_of_the_changelog_is_that_of_the_project() -> None:
-    versions = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - (\d{4}-\d\d-\d\d)$", read("CHANGELOG.md"), re.MULTILINE)
+    headings = re.findall(r"^## (.+)$", read("CHANGELOG.md"), re.MULTILINE)
+    versions = [re.fullmatch(r"\[(\d+\.\d+\.\d+)\] - (\d{4}-\d\d-\d\d|unreleased)", one).groups() for one in headings]
+    assert all(date != "unreleased" for _, date in versions[1:])
     assert versions[0][0] == tomllib.loads(read("pyproject.toml"))["project"]["version"]
     assert versions == sorted(versions, key=lambda v: [int(part) for part in v[0].split(".")], reverse=True)
 
@@ -267,6 +320,11 @@ def test_every_command_and_no_other_is_documented() -> None:
     assert isinstance(group, click.Group) or hasattr(group, "commands")
     documented = {row[0].strip("`").split()[1] for row in table(section("README.md", "Commands"))}
     assert documented == set(group.commands)
+
+
+def test_every_public_name_and_no_other_is_in_the_table_of_names() -> None:
+    named = [name for row in table(section("README.md", "Python names")) for name in re.findall(r"`(\w+)`", row[0])]
+    assert sorted(named) == sorted(retriever.__all__)
 
 
 @pytest.mark.parametrize("title", ["Leak guard", "Templates", "Backends", "Batch export"])

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +35,7 @@ from retriever.embedders.function import FunctionEmbedder
 from retriever.embedders.openai_compatible import OpenAIEmbedder
 from retriever.embedders.sentence_transformer import SentenceTransformerEmbedder, default_prompts
 from retriever.errors import EmbedderError, InvalidInput, MissingDependency
+from tests.support import Reply, answering
 
 CANARY = "sk-CANARY-0123456789"
 
@@ -753,15 +752,15 @@ class Endpoint:
     url: str = ""
     script: list[tuple[int, object]] = field(default_factory=list)
     requests: list[dict[str, object]] = field(default_factory=list)
-    keys: list[str | None] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
 
-    def answer(self, body: dict[str, object], key: str | None) -> tuple[int, object]:
-        self.requests.append(body)
-        self.keys.append(key)
+    def answer(self, path: str, headers: Mapping[str, str], body: dict[str, object]) -> Reply:
+        self.requests.append({**body, "path": path})
+        self.keys.append(headers["authorization"])
         if self.script:
             status, scripted = self.script.pop(0)
-            return status, scripted(body["input"]) if callable(scripted) else scripted
-        return 200, data(list(enumerate(letters(body["input"]))))
+            return Reply(status, scripted(body["input"]) if callable(scripted) else scripted)
+        return Reply(200, data(list(enumerate(letters(body["input"])))))
 
 
 def data(rows: list[tuple[int, object]]) -> dict[str, object]:
@@ -777,31 +776,10 @@ def data(rows: list[tuple[int, object]]) -> dict[str, object]:
 def endpoint(monkeypatch) -> Iterator[Endpoint]:
     state = Endpoint()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            status, answer = state.answer({**body, "path": self.path}, self.headers["Authorization"])
-            payload = json.dumps(answer).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(payload)))
-            self.send_header("retry-after-ms", "1")
-            self.end_headers()
-            self.wfile.write(payload)
-
-        def log_message(self, *args: object) -> None:
-            """Keep quiet."""
-
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    state.url = f"http://127.0.0.1:{server.server_port}/v1"
-    yield state
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with answering(state.answer) as state.url:
+        yield state
 
 
 def close(embedder: OpenAIEmbedder) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import shutil
 import subprocess
@@ -29,9 +30,14 @@ def seen(root: Path, *, damaged: bool) -> list[object] | None:
         return None
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
+# The calls of an operation of many are dealt out, so that several workers share them.
+PARTS = {"rekey": 6, "repair": 6, "overwrite": 4, "compact": 3, "build": 2}
+DEALT = [(name, part) for name in OPERATIONS for part in range(PARTS.get(name, 1))]
+
+
+@pytest.mark.parametrize(("name", "part"), DEALT)
 def test_whichever_call_fails_the_state_is_the_old_or_the_new_and_the_operation_can_be_repeated(
-    tmp_path, monkeypatch, name
+    tmp_path, monkeypatch, name, part
 ):
     operation = OPERATIONS[name]
     begin = start(operation, tmp_path)
@@ -41,7 +47,7 @@ def test_whichever_call_fails_the_state_is_the_old_or_the_new_and_the_operation_
     operation.run(tmp_path / "counted" / INDEX)
     assert len(counting.calls) > 20
     raised = 0
-    for fault in faults(counting.calls):
+    for fault in itertools.islice(faults(counting.calls), part, None, PARTS.get(name, 1)):
         top = tmp_path / "now"
         shutil.copytree(begin.top, top)
         root, call = top / INDEX, f"{fault} ({counting.calls[fault.number - 1]})"
@@ -62,9 +68,11 @@ def test_whichever_call_fails_the_state_is_the_old_or_the_new_and_the_operation_
         monkeypatch.setattr(files, "os", FaultyOS())
         now = seen(root, damaged=operation.damaged)
         assert now in found, call
-        if now != begin.new or now == begin.old:
+        again = now != begin.new or now == begin.old
+        if again:
             operation.run(root)
-        assert state(root) == begin.new, call
+        if again or operation.damaged:  # the look above let an index that was damaged say so
+            assert state(root) == begin.new, call
         if fault.number % 7 == 0:
             with opened(root) as index:
                 index.add(NEXT)

@@ -668,8 +668,10 @@ from retriever import Retriever
 from tests.support import embed
 from tests.test_partial import DEMOS, many
 from retriever.export import export
+def progress(stage, done, total):
+    time.sleep(0.005 if done < 300 else 60)  # at the latest it is killed while it waits
 with Retriever.open(sys.argv[1], embedder=embed) as index:
-    export(index, many(), sys.argv[2], DEMOS, progress=lambda *what: time.sleep(0.005))
+    export(index, many(), sys.argv[2], DEMOS, progress=progress)
 """
 
 
@@ -689,7 +691,7 @@ def test_a_killed_process_loses_nothing_that_it_wrote(index, tmp_path, suffix):
     child.send_signal(signal.SIGKILL)
     assert child.wait(timeout=10) == -signal.SIGKILL
     kept = partial_of(path).read_bytes().count(b"\n") - 1
-    assert 39 <= kept < 600
+    assert 39 <= kept <= 300
     assert names(tmp_path) == [f"o.{suffix}.partial"]
     again = []
     export(index, many(), path, DEMOS, resume=True, progress=lambda stage, done, total: again.append(stage))

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from retriever import Retriever
-from tests.support import embed
+from tests.support import benchmark, embed
 
-_PATH = Path(__file__).parent.parent / "benchmarks" / "quality.py"
-_SPEC = importlib.util.spec_from_file_location("quality_benchmark", _PATH)
-quality = importlib.util.module_from_spec(_SPEC)
-sys.modules[_SPEC.name] = quality  # dataclasses look their module up there
-_SPEC.loader.exec_module(quality)
+quality = benchmark("quality")
 
 LABELS = ("alpha", "beta", "gamma")
 POOL = [

@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from indexes.lexical import BM25Index
 from indexes.postings import Postings
+from tests.support import BENCHMARKS, benchmark
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(f"{name}_benchmark", BENCHMARKS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
-    path = list(sys.path)
-    spec.loader.exec_module(module)
-    sys.path[:] = path
-    return module
-
-
-search = load("search")
+search = benchmark("search")
 synthetic = search.synthetic
 SMALL = search.Size(examples=60, dim=16, queries=3, repeats=2)
 
@@ -144,7 +130,7 @@ def test_the_program_measures_each_work_in_a_process_of_its_own(tmp_path):
     out = tmp_path / "out.json"
     options = [f"--{name}={value}" for name, value in vars(SMALL).items()]
     program = [sys.executable, BENCHMARKS / "search.py", *options, "--only", "open", "dense", "--json", out]
-    subprocess.run(program, check=True, capture_output=True, timeout=60)
+    subprocess.run(program, check=True, capture_output=True, timeout=300)
     rows = json.loads(out.read_text())["rows"]
     assert list(dict.fromkeys(row["work"].split()[0] for row in rows)) == ["open", "exact"]
 

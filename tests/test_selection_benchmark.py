@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import sys
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,24 +12,9 @@ import pytest
 from retriever.prompting.tokens import Estimate
 from retriever.ranking.recipe import Budget
 from retriever.ranking.strategies import aspects
-from tests.support import build, embed
+from tests.support import benchmark, build, embed
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(f"{name}_benchmark", BENCHMARKS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
-    before, path = dict(os.environ), list(sys.path)
-    spec.loader.exec_module(module)
-    os.environ.clear()
-    os.environ.update(before)
-    sys.path[:] = path
-    return module
-
-
-selection, budget = load("selection"), load("budget")
+selection, budget = benchmark("selection"), benchmark("budget")
 SETTINGS = {"queries": 2, "repeats": 1, "candidates": 30, "k": 5, "dim": 16}
 
 

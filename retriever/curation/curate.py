@@ -67,7 +67,13 @@ class _Method(Protocol):
 
 @dataclass(frozen=True)
 class VotekOptions:
-    """See `retriever.curation.votek`."""
+    """See `retriever.curation.votek`.
+
+    Attributes:
+        neighbours: For how many others each example votes, at least 1; None for 150, or a tenth of a pool of less than
+            1,500.
+        rho: How much less a vote is worth with every neighbour that is chosen, 1 or more.
+    """
 
     neighbours: int | None = None
     rho: float = 10.0

@@ -3,10 +3,9 @@
 import json
 
 import pytest
-from typer.testing import CliRunner
 
-from cli import app
 from retriever import EmbedderSettings, Retriever
+from tests.support import run
 from tests.tiny_models import transformer_folder
 
 
@@ -17,10 +16,6 @@ def index(tmp_path_factory):
     pool = [{"input": f"{verb} {noun}", "output": verb, "label": verb} for verb in ("open", "close") for noun in nouns]
     Retriever.build(pool, path, embedder="latent", note=lambda line: None).close()
     return path
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, [str(one) for one in arguments])
 
 
 def test_a_pool_with_nothing_to_gain_is_left_alone_and_that_is_no_error(index):

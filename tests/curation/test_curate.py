@@ -2,10 +2,7 @@
 
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from fractions import Fraction
 
 import numpy as np
@@ -26,7 +23,7 @@ from retriever.ranking.strategies.cluster import cluster
 from retriever.ranking.strategies.dpp import dpp
 from retriever.ranking.typed import section
 from tests.strategies.strategy_cases import dot, first_best, fractions, gaussian, is_selection, many, matrices
-from tests.support import build
+from tests.support import build, outputs_by_threads
 
 PURE = {"votek": votek, "kcenter": kcenter, "facility": facility, "dpp": spread, "cluster": cluster}
 every_strategy = pytest.mark.parametrize("strategy", CURATION_STRATEGIES)
@@ -407,15 +404,5 @@ def test_any_number_of_threads_gives_the_same_bits():
         "    found = method.choose(gaussian(700, 384), 20, [3, 9], lambda *told: None)\n"
         "    print(found.places.tolist(), [gain.hex() for gain in found.gains.tolist()])"
     )
-    outputs = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "OPENBLAS_NUM_THREADS": threads, "OMP_NUM_THREADS": threads},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for threads in ("1", "2")
-    }
-    assert len(outputs) == 1
-    assert len(next(iter(outputs)).splitlines()) == len(CURATION_STRATEGIES)
+    [printed] = outputs_by_threads(code, 1, 2)
+    assert len(printed.splitlines()) == len(CURATION_STRATEGIES)

@@ -9,9 +9,7 @@ import re
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-import cli
 from retriever import EmbedderSettings, Example, evaluate, tune
 from retriever.adaptation.adapt import supervision_of
 from retriever.adaptation.learner import LearnerSettings, learn
@@ -22,7 +20,7 @@ from retriever.evaluation.report import ReportSettings, write_report
 from retriever.evaluation.tune import TuneSettings
 from retriever.writing import Searched
 from tests.evaluation.reporting import ROWS, WORDS
-from tests.support import adapted_by, build
+from tests.support import adapted_by, build, run
 
 QUICK = EvalSettings(metrics=("precision",), k=4, resamples=200)
 QUERIES = [Example(f"q{n}", f"a {WORDS[n % 4]} please {n}", label=WORDS[n % 4]) for n in range(24)]
@@ -42,8 +40,8 @@ def adapted(tmp_path_factory):
         yield made
 
 
-def run(*arguments):
-    result = CliRunner().invoke(cli.app, [str(one) for one in arguments])
+def ok(*arguments):
+    result = run(*arguments)
     assert result.exit_code == 0, result.stderr
     return result
 
@@ -90,9 +88,9 @@ def test_leave_one_out_says_first_that_the_index_has_learned_from_what_is_asked(
 
 def test_the_command_says_so_in_every_form(adapted):
     command = ("eval", adapted.path, "--leave-one-out", "20", "--metric", "precision", "--resamples", "100")
-    assert TOLD in json.loads(run(*command, "--as", "json").stdout)["notes"][0]
-    assert TOLD in flat(run(*command, "--as", "table").stderr)
-    rows = run(*command, "--as", "csv")
+    assert TOLD in json.loads(ok(*command, "--as", "json").stdout)["notes"][0]
+    assert TOLD in flat(ok(*command, "--as", "table").stderr)
+    rows = ok(*command, "--as", "csv")
     assert TOLD in flat(rows.stderr) and len(list(csv.DictReader(rows.stdout.splitlines()))) == 3
 
 
@@ -116,7 +114,7 @@ def test_tuning_by_queries_of_its_own_and_after_undoing_goes_on(tmp_path):
 
 
 def test_the_tune_command_refuses_it_too(adapted):
-    result = CliRunner().invoke(cli.app, ["tune", str(adapted.path), "--dry-run"])
+    result = run("tune", adapted.path, "--dry-run")
     assert result.exit_code == 2 and TOLD in flat(result.stderr)
 
 
@@ -139,5 +137,5 @@ def test_the_page_says_it_before_any_figure(plain, adapted, tmp_path):
 @pytest.mark.parametrize("sample", [(), ("--leave-one-out", "20")])
 def test_the_report_command_says_so_whoever_named_the_sample(adapted, tmp_path, sample):
     command = ("report", adapted.path, "-o", tmp_path / "r.html", *sample, "--no-audit")
-    [line] = json.loads(run(*command, "--json").stdout)["notes"]
+    [line] = json.loads(ok(*command, "--json").stdout)["notes"]
     assert TOLD in line

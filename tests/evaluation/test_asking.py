@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 import cli
 from retriever import Example, evaluate
@@ -24,6 +23,7 @@ from retriever.errors import BackendError, InvalidInput
 from retriever.evaluation.asking import Asking
 from retriever.evaluation.evaluate import EvalSettings
 from retriever.evaluation.outcomes import Outcomes
+from tests import support
 from tests.support import build
 
 WORDS = ("apple", "banana", "cherry", "damson")
@@ -357,12 +357,13 @@ from retriever.evaluation.evaluate import EvalSettings
 from tests.evaluation.test_asking import QUERIES, RECIPES
 from tests.support import embed
 
-folder, seconds = Path(sys.argv[1]), float(sys.argv[2])
+folder = Path(sys.argv[1])
 
 def backend(prompt):
     with open(folder / "calls", "a") as calls:
         calls.write(json.dumps(prompt.messages) + "\\n")
-    time.sleep(seconds)
+    while not (folder / "answering").exists():
+        time.sleep(0.01)
     return "eat apple"
 
 with insisting(), Retriever.open(folder / "i", embedder=embed) as retriever:
@@ -376,51 +377,49 @@ def test_an_interrupt_keeps_what_is_on_its_way_and_no_call_is_ever_repeated(tmp_
     build(POOL, tmp_path / "i", weight=0.5).close()
     calls = tmp_path / "calls"
 
-    def started(seconds):
-        command = [sys.executable, "-c", INTERRUPTED, str(tmp_path), str(seconds)]
+    def started():
+        command = [sys.executable, "-c", INTERRUPTED, str(tmp_path)]
         return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
-    # Longer than it takes until an interrupt comes again.
-    with started(2.5) as process:
+    with started() as process:
         for _ in range(600):
             if calls.exists() and len(calls.read_text().splitlines()) >= 3:
                 break
             time.sleep(0.05)
         process.send_signal(number)
+        time.sleep(2.5)  # longer than it takes until an interrupt comes again
+        (tmp_path / "answering").touch()
         said = process.communicate(timeout=60)[1]
     assert process.returncode != 0 and "KeyboardInterrupt" in said
     assert len(calls.read_text().splitlines()) == 3
     with closing(sqlite3.connect(tmp_path / "answers.sqlite")) as answers:
         assert answers.execute("SELECT count(*) FROM answers").fetchone() == (3,)
-    with started(0) as process:
+    with started() as process:
         assert process.wait(timeout=60) == 0
     made = calls.read_text().splitlines()
     assert (len(made), len(set(made))) == (20, 20)
 
 
 def test_the_command_tells_the_cost_first_and_keeps_to_the_budget(tmp_path):
-    def told(*arguments):
-        return CliRunner().invoke(cli.app, [str(one) for one in arguments])
-
     (tmp_path / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in POOL))
-    assert told("build", tmp_path / "pool.jsonl", "-o", tmp_path / "i", "--embedder", "latent").exit_code == 0
+    assert support.run("build", tmp_path / "pool.jsonl", "-o", tmp_path / "i", "--embedder", "latent").exit_code == 0
     script = tmp_path / "model.py"
     script.write_text(f"open({str(tmp_path / 'calls')!r}, 'a').write('x')\nprint('eat apple')\n")
     model = ("--backend", f"command:{sys.executable} {script}", "--cache", tmp_path / "a.sqlite", "--metric", "choice")
     arguments = ("eval", tmp_path / "i", "--leave-one-out", "6", "--resamples", "100", *model)
-    none = told(*arguments, "--max-calls", "0")
+    none = support.run(*arguments, "--max-calls", "0")
     assert (none.exit_code, none.stdout, (tmp_path / "calls").exists()) == (0, "", False)
     whole_cost = re.search(r"without a budget ([\d,]+) and ([\d,]+)\n", none.stderr).groups()
     assert "0 answered before, 0 calls, " in none.stderr
-    few = told(*arguments, "--max-calls", "4")
+    few = support.run(*arguments, "--max-calls", "4")
     assert (tmp_path / "calls").read_text() == "x" * 4
     assert "0 answered before, 4 calls, " in few.stderr and "left out by the budget" in few.stderr
     assert whole_cost == re.search(r"without a budget ([\d,]+) and ([\d,]+)\n", few.stderr).groups()
-    whole = told(*arguments, "--as", "json")
+    whole = support.run(*arguments, "--as", "json")
     assert "4 answered before" in whole.stderr
     assert json.loads(whole.stdout)["metrics"][0]["queries"] == 6
     assert json.loads(whole.stdout)["settings"]["backend"] == f"command:{sys.executable}"
     calls = (tmp_path / "calls").read_text()
-    assert told(*arguments, "--as", "json").stdout == whole.stdout
+    assert support.run(*arguments, "--as", "json").stdout == whole.stdout
     assert (tmp_path / "calls").read_text() == calls
-    assert "--max-calls without --backend" in told(*arguments[:6], "--max-calls", "4").stderr
+    assert "--max-calls without --backend" in support.run(*arguments[:6], "--max-calls", "4").stderr

@@ -6,11 +6,10 @@ import csv
 import json
 
 import pytest
-from typer.testing import CliRunner
 
-import cli
 from retriever.evaluation.judge import ANSWER_METRICS
 from retriever.evaluation.judged import METRICS
+from tests.support import run
 from tests.test_docs import section
 
 WORDS = ("apple", "banana", "cherry", "damson")
@@ -20,10 +19,6 @@ ROWS = [
 ]
 ASKED = [{"text": f"a {WORDS[i % 4]} please", "kind": WORDS[i % 4], "reply": "?"} for i in range(32)]
 FIELDS = ("--input", "text", "--output", "reply", "--label", "kind")
-
-
-def run(*arguments):
-    return CliRunner().invoke(cli.app, [str(one) for one in arguments])
 
 
 def ok(*arguments):

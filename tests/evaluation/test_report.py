@@ -11,9 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-import cli
 from retriever.errors import InvalidInput, MissingDependency
 from retriever.evaluation.report import ReportSettings, write_report
 from retriever.evaluation.report.figures import histogram
@@ -21,7 +19,7 @@ from retriever.evaluation.report.page import plot_library
 from retriever.evaluation.report.projection import FEWEST, principal_axes, umap_places
 from retriever.evaluation.report.text import shown
 from tests.evaluation.reporting import HOSTILE, ROWS, hostile_rows
-from tests.support import build
+from tests.support import build, run
 
 SMALL = ReportSettings(leave_one_out=20, k=3)
 
@@ -296,12 +294,11 @@ def test_without_plotly_the_extra_is_named(made, tmp_path, monkeypatch):
 def test_the_command_writes_the_page_and_tells_its_size(tmp_path):
     (tmp_path / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     (tmp_path / "asked.jsonl").write_text(json.dumps({"input": "a banana", "label": "banana"}) + "\n{}\n")
-    run = CliRunner().invoke
-    index, out = str(tmp_path / "i"), str(tmp_path / "r.html")
-    assert run(cli.app, ["build", str(tmp_path / "pool.jsonl"), "-o", index, "--embedder", "latent"]).exit_code == 0
-    asked = ["--queries", str(tmp_path / "asked.jsonl")]
-    result = run(cli.app, ["report", index, "-o", out, *asked, "-k", "2", "--no-audit"])
+    index, out = tmp_path / "i", tmp_path / "r.html"
+    assert run("build", tmp_path / "pool.jsonl", "-o", index, "--embedder", "latent").exit_code == 0
+    asked = ["--queries", tmp_path / "asked.jsonl"]
+    result = run("report", index, "-o", out, *asked, "-k", "2", "--no-audit")
     assert result.exit_code == 0, result.stderr
-    assert json.loads(result.stdout) == {"path": out, "bytes": (tmp_path / "r.html").stat().st_size, "notes": []}
-    assert "asked.jsonl:2" in result.stderr and "Not looked for." in (tmp_path / "r.html").read_text()
-    assert run(cli.app, ["report", index, "-o", out, *asked, "--strict"]).exit_code == 7
+    assert json.loads(result.stdout) == {"path": str(out), "bytes": out.stat().st_size, "notes": []}
+    assert "asked.jsonl:2" in result.stderr and "Not looked for." in out.read_text()
+    assert run("report", index, "-o", out, *asked, "--strict").exit_code == 7

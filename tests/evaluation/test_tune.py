@@ -8,9 +8,7 @@ from statistics import fmean
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-import cli
 from retriever import Example, Recipe, Retriever, tune
 from retriever.adaptation.validation import Compared
 from retriever.command_line import improving
@@ -22,7 +20,7 @@ from retriever.evaluation.intervals import Bootstrap, Interval, intervals
 from retriever.evaluation.search_space import Candidate, around, candidates, combined
 from retriever.evaluation.tune import TuneSettings
 from retriever.evaluation.tuned import Gain, Tried
-from tests.support import build, embed
+from tests.support import build, embed, run
 
 WORDS = ("apple", "banana", "cherry", "damson")
 POOL = [
@@ -368,10 +366,6 @@ def test_what_cannot_be_tuned_is_refused(pool):
         tune(pool, QUERIES, settings=replace(QUICK, metric="precision@9"))
     with pytest.raises(InvalidInput, match="names no model"):
         tune(pool, QUERIES, recipes={"m": {"rerank": {"by": "cross-encoder:x"}}})
-
-
-def run(*arguments):
-    return CliRunner().invoke(cli.app, [str(one) for one in arguments])
 
 
 @pytest.fixture

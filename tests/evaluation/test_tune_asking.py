@@ -9,14 +9,13 @@ import threading
 from collections import Counter
 
 import pytest
-from typer.testing import CliRunner
 
-import cli
 from retriever import Example, Limits, Recipe, Retriever, tune
 from retriever.errors import BackendError, InvalidInput
 from retriever.evaluation.asking import Asking
 from retriever.evaluation.tune import TuneSettings
 from retriever.ranking.seeding import permutation
+from tests import support
 from tests.support import build, embed
 
 COLOURS = ("amber", "blue", "coral", "denim", "ebony", "fawn", "green", "hazel")
@@ -284,22 +283,19 @@ def test_a_metric_of_selections_and_a_model_do_not_go_together(index):
 
 
 def test_the_command_tells_the_plan_first_and_keeps_to_the_budget(tmp_path):
-    def told(*arguments):
-        return CliRunner().invoke(cli.app, [str(one) for one in arguments])
-
     rows = [{"input": q.input, "output": q.output} for q in QUERIES[:24]]
     for name, given in (("pool", POOL), ("asked", rows)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
-    assert told("build", tmp_path / "pool.jsonl", "-o", tmp_path / "i", "--embedder", "latent").exit_code == 0
+    assert support.run("build", tmp_path / "pool.jsonl", "-o", tmp_path / "i", "--embedder", "latent").exit_code == 0
     script = tmp_path / "model.py"
     script.write_text(f"open({str(tmp_path / 'calls')!r}, 'a').write('x')\nprint('amber-apple')\n")
     model = ("--backend", f"command:{sys.executable} -S {script}", "--cache", tmp_path / "a.sqlite", "--metric", "f1")
     arguments = ("tune", tmp_path / "i", tmp_path / "asked.jsonl", "--resamples", "100", *model, "--max-calls", "60")
-    done = told(*arguments)
+    done = support.run(*arguments)
     assert done.exit_code == 0, done.stderr
     assert "of 24 queries: at most" in done.stderr
     calls = len((tmp_path / "calls").read_text())
     assert 0 < calls <= 60
     assert json.loads(done.stdout)["settings"]["backend"] == f"command:{sys.executable}"
-    assert told(*arguments).stdout == done.stdout and len((tmp_path / "calls").read_text()) == calls
-    assert "--max-calls without --backend" in told(*arguments[:5], "--max-calls", "4").stderr
+    assert support.run(*arguments).stdout == done.stdout and len((tmp_path / "calls").read_text()) == calls
+    assert "--max-calls without --backend" in support.run(*arguments[:5], "--max-calls", "4").stderr

@@ -12,9 +12,7 @@ from statistics import fmean
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-import cli
 from retriever import Example, IndexSettings, Retriever, evaluate, tune
 from retriever.adaptation.sample import Sample
 from retriever.adaptation.stored import Adaptation
@@ -30,7 +28,7 @@ from retriever.ranking.recipe import Recipe
 from retriever.repair import repair
 from retriever.verification import verify
 from retriever.writing import Searched
-from tests.support import Words, build, embed
+from tests.support import Words, build, embed, run
 
 FRUITS = ("apple", "banana", "cherry", "damson")
 NOISE = [f"word{number}" for number in range(300)]
@@ -487,10 +485,6 @@ def test_a_model_decides_between_keys(index):
 
 
 # The command.
-
-
-def run(*arguments):
-    return CliRunner().invoke(cli.app, [str(one) for one in arguments])
 
 
 def test_the_command_tries_keys_and_says_which_one_is_kept(tmp_path, monkeypatch):

@@ -1,8 +1,5 @@
 """k-means and the picks from its clusters: literal definitions, scikit-learn, and cases worked out by hand."""
 
-import os
-import subprocess
-import sys
 from fractions import Fraction
 
 import numpy as np
@@ -16,6 +13,7 @@ from retriever.errors import InvalidInput
 from retriever.ranking.strategies.cluster import cluster, simple
 from retriever.ranking.strategies.exact import exact_vectors
 from retriever.ranking.strategies.kmeans import kmeans, starts
+from tests.support import outputs_by_threads
 
 seeds = st.integers(0, 5)
 counts = st.integers(1, 6)
@@ -171,17 +169,7 @@ def test_any_number_of_threads_gives_the_same_bits():
         "chosen = cluster(gaussian(700, 384), 20)\n"
         "print(chosen.places.tolist(), [gain.hex() for gain in chosen.gains.tolist()])"
     )
-    outputs = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "OPENBLAS_NUM_THREADS": threads, "OMP_NUM_THREADS": threads},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for threads in ("1", "2")
-    }
-    assert len(outputs) == 1
+    assert len(outputs_by_threads(code, 1, 2)) == 1
 
 
 @pytest.mark.parametrize(

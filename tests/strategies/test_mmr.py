@@ -1,8 +1,5 @@
 """Maximal marginal relevance against its definition in fractions, and against numbers worked out by hand."""
 
-import os
-import subprocess
-import sys
 from fractions import Fraction
 
 import numpy as np
@@ -25,6 +22,7 @@ from strategy_cases import (
 
 from retriever.errors import InvalidInput
 from retriever.ranking.strategies.mmr import mmr
+from tests.support import outputs_by_threads
 
 
 def literal(relevance, vectors, k, weight):
@@ -141,17 +139,7 @@ def test_any_number_of_threads_gives_the_same_bits():
         "chosen = mmr(vectors[:, 0].astype('f8'), vectors, 40)\n"
         "print(chosen.places.tolist(), [gain.hex() for gain in chosen.gains.tolist()])"
     )
-    outputs = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "OPENBLAS_NUM_THREADS": threads, "OMP_NUM_THREADS": threads},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for threads in ("1", "2", "4")
-    }
-    assert len(outputs) == 1
+    assert len(outputs_by_threads(code, 1, 2, 4)) == 1
 
 
 def test_relevance_of_another_shape_is_an_error():

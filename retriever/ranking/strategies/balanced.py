@@ -144,7 +144,12 @@ def _against(labels: _Labels, chosen: Sequence[int]) -> list[int]:
 
 @dataclass(frozen=True)
 class BalancedOptions:
-    """See `balanced`."""
+    """See `balanced`.
+
+    Attributes:
+        mode: `soft`, `strict` or `round-robin`.
+        quotas: By label, the least number under `soft`, the largest otherwise; None for the mode's own.
+    """
 
     mode: Mode = "soft"
     quotas: Mapping[str, int] | None = None

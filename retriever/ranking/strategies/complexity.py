@@ -94,7 +94,11 @@ def complexity(relevance: Reals, complexities: Reals, k: int, *, weight: float =
 
 @dataclass(frozen=True)
 class ComplexityOptions:
-    """See `complexity`."""
+    """See `complexity`.
+
+    Attributes:
+        weight: The share of complexity, 0 to 1; the rest is that of relevance.
+    """
 
     weight: float = 0.5
 

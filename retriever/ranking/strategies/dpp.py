@@ -93,7 +93,12 @@ def _greedy(grid: Reals, squares: Reals, value: Reals, count: int) -> tuple[Cond
 
 @dataclass(frozen=True)
 class DppOptions:
-    """See `dpp`."""
+    """See `dpp`.
+
+    Attributes:
+        scale: Above 0; the smaller, the more relevance counts.
+        scaling: How relevance is brought to a scale: `raw` or `min-max`.
+    """
 
     scale: float = 0.1
     scaling: Scaling = "raw"

@@ -80,7 +80,12 @@ def mmr(
 
 @dataclass(frozen=True)
 class MmrOptions:
-    """See `mmr`."""
+    """See `mmr`.
+
+    Attributes:
+        weight: The share of relevance, 0 to 1; the rest is that of being unlike the picks.
+        scaling: How relevance is brought to a scale: `raw` or `min-max`.
+    """
 
     weight: float = 0.5
     scaling: Scaling = "raw"
