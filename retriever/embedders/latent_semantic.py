@@ -163,7 +163,7 @@ def _belong_together(
 def _directions(matrix: object, dimensions: int, seed: int) -> NDArray[np.float64]:
     """The strongest right singular vectors, (at most dimensions, terms), each with its largest component positive."""
     from sklearn.utils.extmath import randomized_svd
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     with threadpool_limits(limits=1, user_api="blas"):
         _, strengths, components = randomized_svd(matrix, n_components=dimensions, n_iter=5, random_state=seed)
