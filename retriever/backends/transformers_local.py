@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
-from retriever.backends.base import BackendSettings, messages_of, one_line, refuse_base_url, text_of
+from retriever.backends.base import BackendSettings, messages_of, refuse_base_url, text_of
 from retriever.errors import BackendError, InvalidInput
+from retriever.foreign_text import one_line
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
