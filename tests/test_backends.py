@@ -227,6 +227,8 @@ def serving(*replies: tuple[int, str], content_type: str = "application/json", d
             pass
 
     listener = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    # Closing waits for every reply: what a late one prints when nobody listens any more belongs to this test.
+    listener.daemon_threads = False
     server = Server(f"http://127.0.0.1:{listener.server_port}/v1")
     thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
