@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -29,6 +31,19 @@ _ADD_ROWS = 1 << 16
 _LINK_BYTES = 4
 _FEW_ELIGIBLE = 10_000
 _MOST_BREADTH = 4096
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keeps FAISS on one thread; the number of its threads belongs to the process and is given back."""
+    import faiss
+
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(threads)
 
 
 def predicted_bytes(factory: str, count: int, dim: int) -> int:
@@ -111,18 +126,15 @@ class AnnIndex:
         """
         import faiss
 
-        threads = faiss.omp_get_max_threads()
-        faiss.omp_set_num_threads(1)
         try:
-            index = faiss.index_factory(rows.dim, factory, faiss.METRIC_INNER_PRODUCT)
-            index.train(rows.take(_sample(len(rows))))
-            for block in rows.blocks(_ADD_ROWS):
-                index.add(block)
+            with one_thread():
+                index = faiss.index_factory(rows.dim, factory, faiss.METRIC_INNER_PRODUCT)
+                index.train(rows.take(_sample(len(rows))))
+                for block in rows.blocks(_ADD_ROWS):
+                    index.add(block)
         except RuntimeError as error:
             shape = rows.values.shape
             raise InvalidInput(f"FAISS refuses {factory!r} for {shape} vectors: {_last_line(error)}") from error
-        finally:
-            faiss.omp_set_num_threads(threads)
         ann = cls(index)
         if ann._ivf is not None:
             ann.effort = min(ann.most_effort, math.ceil(2 * PROPOSALS * ann.most_effort / max(len(rows), 1)))

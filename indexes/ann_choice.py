@@ -16,15 +16,13 @@ where they are wanted.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from indexes.ann import PROPOSALS, AnnIndex, predicted_bytes
+from indexes.ann import PROPOSALS, AnnIndex, one_thread, predicted_bytes
 from indexes.dense import DenseIndex, Segment
 from indexes.vector_storage import VectorRows
 
@@ -204,22 +202,10 @@ class Sample:
 
     def recall(self, ann: AnnIndex) -> float:
         """The share of the nearest others that are found: the mean over the queries that have any; 1 where none has."""
-        with _one_thread():
+        with one_thread():
             found = [self._found(ann, i) / self.wanted[i] for i in range(len(self)) if self.wanted[i]]
         return round(float(np.mean(found)), 4) if found else 1.0
 
     def _found(self, ann: AnnIndex, i: int) -> int:
         scores = self.dense.exact(ann.propose(self.queries[i], PROPOSALS, None), self.queries[i])
         return min(int(self.wanted[i]), int(np.count_nonzero((scores >= self.least[i]) & (scores <= _COPY))))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    import faiss
-
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(threads)

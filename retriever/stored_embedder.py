@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -31,6 +30,7 @@ from retriever.embedders import (
 from retriever.embedders.sentence_transformer import ROUNDED
 from retriever.errors import Incompatible, IndexCorrupt
 from retriever.keys import Key
+from retriever.openai_access import URL_VARIABLE, environment_url
 from retriever.pool import Pool
 from retriever.revisions import Revision
 
@@ -70,11 +70,11 @@ class StoredEmbedder:
                 fix="pass the same object: Retriever.open(path, embedder=...)",
             )
         wanted = replace(EmbedderSettings(**settings), precision=None)
-        if wanted.base_url is not None and wanted.base_url != os.environ.get("OPENAI_BASE_URL"):
+        if wanted.base_url is not None and wanted.base_url != environment_url():
             # An index may come from anybody; the key in the environment goes to no address that only an index names.
             raise Incompatible(
                 f"the index names the endpoint {wanted.base_url}, which the caller has not named",
-                fix=f"set OPENAI_BASE_URL={wanted.base_url} if it is to be trusted, or pass embedder=",
+                fix=f"set {URL_VARIABLE}={wanted.base_url} if it is to be trusted, or pass embedder=",
             )
         return wanted
 

@@ -160,6 +160,8 @@ def answering(answer: Callable[[str, Mapping[str, str], Any], Reply]) -> Iterato
             """Nothing is logged."""
 
     listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    # Closing waits for every reply: what a late one prints when nobody listens any more belongs to this test.
+    listener.daemon_threads = False
     thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:

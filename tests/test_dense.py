@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexes.ann import AnnIndex
+from indexes.ann import AnnIndex, one_thread
 from indexes.channels import Fusion, Query
 from indexes.dense import NO_DIRECTION, DenseIndex, Segment, error_bound, exact_scores
 from indexes.errors import InvalidInput
@@ -235,10 +235,13 @@ def test_two_builds_of_one_pool_give_the_same_bytes(factory):
     )
 
 
-def test_a_build_leaves_the_number_of_threads_as_it_was():
+def test_faiss_is_held_to_one_thread_and_then_has_as_many_as_before():
     before = faiss.omp_get_max_threads()
     try:
         faiss.omp_set_num_threads(2)
+        with one_thread():
+            assert faiss.omp_get_max_threads() == 1
+        assert faiss.omp_get_max_threads() == 2
         AnnIndex.build("HNSW32", VectorRows(POOL))
         with pytest.raises(InvalidInput):
             AnnIndex.build("no such index", VectorRows(POOL))

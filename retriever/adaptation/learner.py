@@ -144,7 +144,7 @@ def learn(batches: Batches, dim: int, settings: LearnerSettings, progress: Calla
     """
     if not len(batches):
         return on_grid(np.eye(dim))
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     with threadpool_limits(limits=1, user_api="blas"):
         return on_grid(_descended(batches, dim, settings, progress))

@@ -1,20 +1,18 @@
-"""What every backend shares: its type, its settings, and how it speaks about addresses and foreign text."""
+"""What every backend shares: its type, its settings, and what it sends of a prompt."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, TypeAlias
-from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from retriever.errors import InvalidInput
+from retriever.openai_access import shown_url, split_base_url
 
 if TYPE_CHECKING:
     from retriever.prompting.assembler import Prompt
 
-_LONGEST_QUOTE = 300
-_SHORTEST_SECRET = 4
 _LARGEST_SEED = 2**63 - 1
 
 
@@ -76,70 +74,6 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def split_base_url(url: str) -> SplitResult:
-    """The parts of a base URL, once it is known to be one.
-
-    Args:
-        url: The address.
-
-    Returns:
-        Its parts, user name and password among them.
-
-    Raises:
-        InvalidInput: It is not `http(s)://HOST[:PORT][/PATH]`. The message never quotes it, because a malformed
-            address can hold a password anywhere.
-    """
-    # Raised outside of any handler: the errors of urlsplit quote what they could not read.
-    problem = _base_url_problem(url)
-    if problem:
-        raise InvalidInput(f"a base_url with {problem}", expected="an address such as http://localhost:8000/v1")
-    return urlsplit(url)
-
-
-def _base_url_problem(url: str) -> str:
-    """What keeps a text from being a base URL; empty when nothing does."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        return "a malformed host or port"
-    if parts.scheme not in ("http", "https"):
-        return "no http:// or https:// in front"
-    if not parts.hostname or port == 0:
-        return "no host, or the port 0"
-    if parts.query or parts.fragment:
-        return "a query or fragment, which would be lost when the path of the request is added"
-    if any(character.isspace() or not character.isprintable() for character in url):
-        return "white space or control characters"
-    return ""
-
-
-def shown_url(url: str) -> str:
-    """A base URL as it may be shown: without user name and password."""
-    parts = split_base_url(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-
-
-def one_line(text: str, *, secrets: Iterable[str] = ()) -> str:
-    """Foreign text fit for an error message: one printable line of at most 300 characters.
-
-    Args:
-        text: What a server, a program or a library said.
-        secrets: Texts that must not be shown; each is replaced by `***`. Those under 4 characters are skipped: they
-            are the dummy keys of servers that need none, and hiding every `x` would leave nothing to read.
-
-    Returns:
-        The line; empty when nothing printable is left.
-    """
-    # The longest first: a secret that contains another would otherwise keep its other half.
-    for secret in sorted(secrets, key=len, reverse=True):
-        if len(secret) >= _SHORTEST_SECRET:
-            text = text.replace(secret, "***")
-    printable = "".join(character if character.isprintable() else " " for character in text)
-    line = " ".join(printable.split())
-    return line if len(line) <= _LONGEST_QUOTE else line[: _LONGEST_QUOTE - 1] + "…"
-
-
 def messages_of(prompt: Prompt) -> list[dict[str, str]]:
     """The role and content of every message of a prompt.
 
@@ -160,7 +94,10 @@ def text_of(prompt: Prompt) -> str:
 
 
 def _encodable(text: str) -> str:
-    """The text, once it is known to hold no lone surrogate (U+D800 to U+DFFF), which is half a character."""
+    """The text, once it is known to hold no lone surrogate (U+D800 to U+DFFF), which is half a character.
+
+    It is not replaced, as it is for an embedder: the answer would be one to another prompt.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -12,8 +12,10 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from retriever.backends.base import BackendSettings, messages_of, one_line, refuse_base_url, text_of
+from retriever.backends.base import BackendSettings, messages_of, refuse_base_url, text_of
 from retriever.errors import BackendError, InvalidInput
+from retriever.foreign_text import one_line
+from retriever.openai_access import environment_key
 
 if TYPE_CHECKING:
     from retriever.prompting.assembler import Prompt
@@ -156,7 +158,7 @@ class Command:
         ended = f"exit code {code}" if code > 0 else f"signal {-code} ({signal.strsignal(-code)})"
         lines = [line for line in finished.stderr.decode(errors="replace").splitlines() if line.strip()]
         # The program shares this environment, so its messages can quote the key.
-        last = one_line(lines[-1], secrets=[os.environ.get("OPENAI_API_KEY", "").strip()]) if lines else ""
+        last = one_line(lines[-1], secrets=[environment_key()]) if lines else ""
         return BackendError(
             f"the program {self._arguments[0]!r} ended with {ended}: {last or 'nothing on its standard error'}",
             expected="exit code 0",

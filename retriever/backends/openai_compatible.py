@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import os
 from typing import TYPE_CHECKING, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
-from retriever.backends.base import BackendSettings, messages_of, one_line, shown_url, split_base_url
-from retriever.errors import BackendError, InvalidInput, MissingDependency
+from retriever.backends.base import BackendSettings, messages_of
+from retriever.errors import BackendError
+from retriever.foreign_text import one_line
+from retriever.openai_access import KEY_VARIABLE, environment_url, openai_client, secrets_of, shown_url
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from openai import APIConnectionError, APIStatusError, OpenAI, OpenAIError
+    from openai import APIConnectionError, APIStatusError, OpenAIError
     from openai.types.chat import ChatCompletionMessageParam
 
     from retriever.prompting.assembler import Prompt
 
-_KEY_VARIABLE = "OPENAI_API_KEY"
-_URL_VARIABLE = "OPENAI_BASE_URL"
-_OPENAI = "https://api.openai.com/v1"
-_PLACEHOLDER = "no-key"
 _OTHER_NAME = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
 
 
@@ -56,12 +50,14 @@ class OpenAICompatible:
             InvalidInput: There is no key and no base URL, the key cannot be sent in a header, or the base URL in the
                 environment is malformed.
         """
-        url = settings.base_url or os.environ.get(_URL_VARIABLE, "").strip() or None
+        url = settings.base_url or environment_url()
         self._model = model
         self._settings = settings
-        self._shown_url = _OPENAI if url is None else shown_url(url)
+        self._shown_url = shown_url(url)
         self._limit_name = "max_completion_tokens" if _is_openai(self._shown_url) else "max_tokens"
-        self._client = _client(url, self._shown_url, settings)
+        self._client = openai_client(
+            url, purpose="the backend openai:MODEL", timeout=settings.timeout, retries=settings.retries
+        )
 
     def __repr__(self) -> str:
         return f"OpenAICompatible({self._model!r}, base_url={self._shown_url!r}, settings={self._settings!r})"
@@ -157,8 +153,8 @@ class OpenAICompatible:
         status = error.status_code
         fixes = {
             400: "check the model's name, its context length and the settings",
-            401: f"set the environment variable {_KEY_VARIABLE} to a key that this server accepts",
-            403: f"use a key in {_KEY_VARIABLE} that may use the model {self._model!r}",
+            401: f"set the environment variable {KEY_VARIABLE} to a key that this server accepts",
+            403: f"use a key in {KEY_VARIABLE} that may use the model {self._model!r}",
             404: f"check that the server has the model {self._model!r} and that base_url is complete, often with /v1",
             413: "choose fewer demonstrations",
             422: "check the model's name and the settings",
@@ -172,49 +168,7 @@ class OpenAICompatible:
         return f" ({self._settings.retries + 1} attempts)" if self._settings.retries else ""
 
     def _line(self, text: str) -> str:
-        return one_line(text, secrets=self._secrets())
-
-    def _secrets(self) -> list[str]:
-        """Everything that authenticates; read off the client, so that there is no second copy to guard."""
-        basic = str(self._client.default_headers.get("Authorization", "")).removeprefix("Basic ")
-        password = base64.b64decode(basic).decode().partition(":")[2]
-        return [self._client.api_key, basic, password]
-
-
-def _client(url: str | None, shown: str, settings: BackendSettings) -> OpenAI:
-    try:
-        from openai import OpenAI
-    except ImportError as error:
-        raise MissingDependency("openai", "openai", purpose="the backend openai:MODEL") from error
-    # White space around a key comes from files and here-documents; it is never part of one.
-    key = os.environ.get(_KEY_VARIABLE, "").strip()
-    if not key and url is None:
-        raise InvalidInput(
-            f"no key for {shown}",
-            expected=f"one in the environment variable {_KEY_VARIABLE}",
-            fix="set it, or give the base_url of a server that needs none",
-        )
-    if not (key.isascii() and key.isprintable()):
-        raise InvalidInput(f"{_KEY_VARIABLE} holds characters that no key has", expected="printable ASCII")
-    return OpenAI(
-        api_key=key or _PLACEHOLDER,
-        base_url=shown,
-        timeout=settings.timeout,
-        max_retries=settings.retries,
-        default_headers=_login(url),
-    )
-
-
-def _login(url: str | None) -> Mapping[str, str] | None:
-    """The header that carries the user name and password of a URL.
-
-    They leave the URL, because HTTP clients write that into their logs.
-    """
-    parts = split_base_url(url) if url is not None else None
-    if parts is None or parts.username is None:
-        return None
-    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-    return {"Authorization": "Basic " + base64.b64encode(pair.encode()).decode()}
+        return one_line(text, secrets=secrets_of(self._client))
 
 
 def _is_openai(url: str) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
-from retriever.backends.base import BackendSettings, messages_of, one_line, refuse_base_url, text_of
+from retriever.backends.base import BackendSettings, messages_of, refuse_base_url, text_of
 from retriever.errors import BackendError, InvalidInput
+from retriever.foreign_text import one_line
+from retriever.quiet import quiet
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 # Tokenizers without a limit of their own report an absurdly large one.
 _NO_LIMIT = 10**9
+# What is silenced belongs to the process, as do torch's random generators: one thread at a time may hold them.
 _LOCK = threading.Lock()
 
 
@@ -57,7 +59,7 @@ class TransformersLocal:
         refuse_base_url(settings, "transformers")
         self._name = name
         self._settings = settings
-        with _quiet():
+        with _LOCK, quiet():
             self._tokenizer, self._model = _load(name)
             self._generation = _generation_config(self._model, settings)
         self._limit = _context_length(self._model, self._tokenizer)
@@ -74,7 +76,7 @@ class TransformersLocal:
             BackendError: The prompt and `max_tokens` do not fit into the model's context, the chat template refuses
                 the messages, the timeout passed, the model failed (as for lack of memory), or it generated nothing.
         """
-        with _quiet():
+        with _LOCK, quiet():
             prompt_ids = self._encode(prompt)
             self._require_room(len(prompt_ids), self._settings.max_tokens, f"max_tokens {self._settings.max_tokens}")
             answer: str = self._tokenizer.decode(
@@ -99,7 +101,7 @@ class TransformersLocal:
         """
         import torch
 
-        with _quiet():
+        with _LOCK, quiet():
             prompt_ids = self._encode(prompt)
             answer_ids: list[int] = self._tokenizer(answer, add_special_tokens=False)["input_ids"]
             if not answer_ids:
@@ -248,34 +250,3 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
         yield
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences the logs, progress bars and warnings of transformers, and gives all back as they were.
-
-    These belong to the process, as do torch's random generators: one thread at a time may hold them.
-    """
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-    from transformers.utils import logging
-
-    with _LOCK, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        verbosity, bars, hub_bars = (
-            logging.get_verbosity(),
-            logging.is_progress_bar_enabled(),
-            not are_progress_bars_disabled(),
-        )
-        logging.set_verbosity(logging.CRITICAL)
-        logging.disable_progress_bar()
-        try:
-            yield
-        finally:
-            logging.set_verbosity(verbosity)
-            if bars:
-                logging.enable_progress_bar()
-            # transformers switches the bars of the Hub client along with its own.
-            if hub_bars:
-                enable_progress_bars()
-            else:
-                disable_progress_bars()

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, cast
-from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
 from indexes.late_interaction import TokenVectors
 from retriever.errors import EmbedderError, InvalidInput, RetrieverError
+from retriever.foreign_text import one_line
+from retriever.openai_access import refuse_credentials
 
 Vectors: TypeAlias = NDArray[np.float32]
 
@@ -115,7 +116,7 @@ class EmbedderSettings:
 
     Raises:
         InvalidInput: The name is empty, the batch size is below 1, the engine or the precision is unknown or does not
-            run on the device, or the URL holds credentials or a query.
+            run on the device, or the URL is malformed or holds credentials or a query.
     """
 
     name: str = "auto"
@@ -145,35 +146,13 @@ class EmbedderSettings:
                 expected="the engine torch on device cpu",
             )
         if self.base_url is not None:
-            check_url(self.base_url)
+            refuse_credentials(self.base_url)
 
     def prompts(self, default: Prompts) -> Prompts:
         """The given prompts, each falling back to the default of the model."""
         return Prompts(
             default.query if self.query_prompt is None else self.query_prompt,
             default.example if self.example_prompt is None else self.example_prompt,
-        )
-
-
-def check_url(url: str) -> None:
-    """Refuse a URL that could carry a secret, since settings are printed and stored with the index.
-
-    Raises:
-        InvalidInput: It has no host, or has a user, a password, a query or a fragment. The message leaves those out.
-    """
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        raise InvalidInput("a base_url that is no URL", expected="scheme://host/path") from None
-    if parts.scheme not in ("http", "https") or not host:
-        raise InvalidInput("a base_url without http(s) scheme or host", expected="scheme://host/path")
-    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
-        shown = f"{parts.scheme}://{host}{'' if port is None else f':{port}'}{parts.path}"
-        raise InvalidInput(
-            f"a base_url for {shown} with credentials, a query or a fragment",
-            expected="scheme://host/path alone",
-            fix="give the key in the environment variable OPENAI_API_KEY",
         )
 
 
@@ -366,7 +345,7 @@ def sendable(text: str) -> str:
     return text
 
 
-def first_line(error: BaseException, *, limit: int = 300) -> str:
-    """The first line of the message of an exception of another library, cut to a length."""
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return line if len(line) <= limit else line[: limit - 1] + "…"
+def first_line(error: BaseException) -> str:
+    """The first line of the message of an exception of another library, fit for a message of this one."""
+    lines = (one_line(line) for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)

@@ -87,7 +87,7 @@ def principal(vectors: NDArray[np.floating], dimensions: int) -> NDArray[np.floa
     Returns:
         (n, min(dimensions, d)), the sign of each component such that its largest entry is positive.
     """
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     live = np.abs(vectors).sum(axis=1) > 0
     rows = vectors[live].astype(np.float64)

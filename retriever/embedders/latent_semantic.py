@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from indexes.analyzers import analyzer
+from indexes.strings import Strings
 from retriever.embedders.base import Prompts, Vectors, sendable, unit_rows
 from retriever.errors import EmbedderError
 
@@ -111,10 +111,10 @@ class LatentSemanticEmbedder:
             `vocabulary`: the terms in UTF-8, one after the other, uint8; `offsets`: (terms + 1,) int64, where each
             begins and the last ends; `idf`: (terms,) float64; `components`: (dim, terms) float32.
         """
-        encoded = [term.encode() for term in self._vocabulary]
+        terms = Strings.of(self._vocabulary)
         return {
-            "vocabulary": np.frombuffer(b"".join(encoded), dtype=np.uint8),
-            "offsets": np.cumsum([0, *(len(term) for term in encoded)], dtype=np.int64),
+            "vocabulary": terms.blob,
+            "offsets": terms.offsets,
             "idf": self._idf.copy(),
             "components": np.ascontiguousarray(self._term_vectors.T),
         }
@@ -129,7 +129,7 @@ class LatentSemanticEmbedder:
         missing = {"vocabulary", "offsets", "idf", "components"} - state.keys()
         if missing:
             raise EmbedderError(f"a latent-semantic state without {', '.join(sorted(missing))}", fix="build again")
-        blob = state["vocabulary"].tobytes()
+        blob = np.frombuffer(state["vocabulary"].tobytes(), dtype=np.uint8)
         offsets = np.asarray(state["offsets"], dtype=np.int64)
         idf = np.asarray(state["idf"], dtype=np.float64)
         components = np.asarray(state["components"], dtype=np.float32)
@@ -141,7 +141,7 @@ class LatentSemanticEmbedder:
                 fix="build again",
             )
         try:
-            vocabulary = [blob[start:end].decode() for start, end in pairwise(offsets.tolist())]
+            vocabulary = list(Strings(blob, offsets))
         except UnicodeDecodeError as error:
             raise EmbedderError("a latent-semantic vocabulary that is not UTF-8", fix="build again") from error
         return cls(vocabulary, idf, components)
@@ -151,7 +151,7 @@ class LatentSemanticEmbedder:
 
 
 def _belong_together(
-    blob: bytes, offsets: NDArray[np.int64], idf: NDArray[np.float64], components: NDArray[np.float32]
+    blob: NDArray[np.uint8], offsets: NDArray[np.int64], idf: NDArray[np.float64], components: NDArray[np.float32]
 ) -> bool:
     if offsets.ndim != 1 or components.ndim != 2 or not offsets.size or not len(components):
         return False
@@ -163,7 +163,7 @@ def _belong_together(
 def _directions(matrix: object, dimensions: int, seed: int) -> NDArray[np.float64]:
     """The strongest right singular vectors, (at most dimensions, terms), each with its largest component positive."""
     from sklearn.utils.extmath import randomized_svd
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     with threadpool_limits(limits=1, user_api="blas"):
         _, strengths, components = randomized_svd(matrix, n_components=dimensions, n_iter=5, random_state=seed)

@@ -24,8 +24,8 @@ from retriever.cache import cache_directory
 from retriever.embedders.base import EmbedderSettings, first_line
 from retriever.embedders.onnx_engine import ABOUT, MODEL, STATES, TOKENIZER, Export, OnnxEmbedder
 from retriever.embedders.sentence_transformer import SentenceTransformerEmbedder, default_prompts
-from retriever.embedders.torch_models import quiet
 from retriever.errors import EmbedderError
+from retriever.quiet import quiet
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

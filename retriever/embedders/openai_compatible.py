@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from retriever.embedders.base import Prompts, Vectors, as_vectors, check_url, first_line
-from retriever.errors import EmbedderError, MissingDependency, RetrieverError
+from retriever.embedders.base import Prompts, Vectors, as_vectors
+from retriever.errors import EmbedderError, RetrieverError
+from retriever.foreign_text import one_line
+from retriever.openai_access import KEY_VARIABLE, environment_url, openai_client, refuse_credentials, secrets_of
 
 if TYPE_CHECKING:
     import openai
-
-# The client refuses to start without a key; servers of one's own take any.
-_NO_KEY = "unused"
 
 
 class OpenAIEmbedder:
@@ -51,8 +49,8 @@ class OpenAIEmbedder:
             timeout: Seconds per attempt.
 
         Raises:
-            InvalidInput: The URL holds credentials or a query.
-            EmbedderError: There is no key and no base URL.
+            InvalidInput: The URL is malformed or holds credentials or a query, there is no key and no base URL, or the
+                key cannot be sent in a header.
             MissingDependency: The package `openai` is not installed.
         """
         self.name = f"openai:{model}"
@@ -60,13 +58,12 @@ class OpenAIEmbedder:
         self._model = model
         self._batch_size = batch_size
         self._dim: int | None = None
-        url = base_url or os.environ.get("OPENAI_BASE_URL") or None
+        url = base_url or environment_url()
         if url is not None:
-            check_url(url)
-        self._key = os.environ.get("OPENAI_API_KEY") or (_NO_KEY if url is not None else "")
-        if not self._key:
-            raise EmbedderError(f"no key for {self.name}", fix="set the environment variable OPENAI_API_KEY")
-        self._client = _client(self._key, url, max_retries, timeout)
+            refuse_credentials(url)
+        self._client = openai_client(
+            url, purpose="an OpenAI-compatible embeddings endpoint", timeout=timeout, retries=max_retries
+        )
 
     @property
     def dim(self) -> int:
@@ -96,7 +93,7 @@ class OpenAIEmbedder:
         except RetrieverError:
             raise
         except Exception as error:
-            reason = f"{type(error).__name__}: {self._redacted(error)}"
+            reason = f"{type(error).__name__}: {one_line(str(error), secrets=secrets_of(self._client))}"
         else:
             if self._dim is None:
                 self._dim = vectors.shape[1]
@@ -109,7 +106,7 @@ class OpenAIEmbedder:
         # Outside the handler: a chained exception would print what the endpoint echoed, the key included.
         raise EmbedderError(
             f"embedder {self.name} failed on {len(texts)} texts: {reason}",
-            fix="check the base URL, the model's name and OPENAI_API_KEY, then try again",
+            fix=f"check the base URL, the model's name and {KEY_VARIABLE}, then try again",
         )
 
     def _in_order(self, answer: openai.types.CreateEmbeddingResponse, rows: int) -> Vectors:
@@ -124,19 +121,5 @@ class OpenAIEmbedder:
         ordered = sorted(answer.data, key=lambda item: item.index)
         return as_vectors([item.embedding for item in ordered], name=self.name, rows=rows)
 
-    def _redacted(self, error: Exception) -> str:
-        line = first_line(error, limit=10_000)
-        if self._key != _NO_KEY:
-            line = line.replace(self._key, "***")
-        return line if len(line) <= 300 else line[:299] + "…"
-
     def __repr__(self) -> str:
         return f"OpenAIEmbedder({self._model!r})"
-
-
-def _client(key: str, base_url: str | None, max_retries: int, timeout: float) -> openai.OpenAI:
-    try:
-        import openai
-    except ImportError as error:
-        raise MissingDependency("openai", "openai", purpose="an OpenAI-compatible embeddings endpoint") from error
-    return openai.OpenAI(api_key=key, base_url=base_url, max_retries=max_retries, timeout=timeout)

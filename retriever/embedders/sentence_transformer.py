@@ -24,10 +24,10 @@ from retriever.embedders.torch_models import (
     library,
     load_error,
     model_folder,
-    quiet,
     run_batches,
 )
 from retriever.errors import EmbedderError
+from retriever.quiet import quiet
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

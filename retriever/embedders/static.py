@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from itertools import pairwise
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from indexes.strings import Strings
 from retriever.embedders.base import Prompts, Vectors, first_line, unit_rows
 from retriever.errors import EmbedderError
 
@@ -122,12 +122,12 @@ class StaticEmbedder:
             `rows`: (tokens + words, dim) float16; `tokenizer`: its JSON in UTF-8, uint8; `vocabulary`: the words in
             UTF-8, one after the other, uint8; `offsets`: (words + 1,) int64, where each begins and the last ends.
         """
-        encoded = [word.encode() for word in self._vocabulary]
+        words = Strings.of(self._vocabulary)
         return {
             "rows": self._rows.copy(),
             "tokenizer": np.frombuffer(self._words.json.encode(), dtype=np.uint8),
-            "vocabulary": np.frombuffer(b"".join(encoded), dtype=np.uint8),
-            "offsets": np.cumsum([0, *(len(word) for word in encoded)], dtype=np.int64),
+            "vocabulary": words.blob,
+            "offsets": words.offsets,
         }
 
     @classmethod
@@ -141,7 +141,7 @@ class StaticEmbedder:
         if missing:
             raise EmbedderError(f"a static state without {', '.join(missing)}", fix="build again")
         rows, offsets = state["rows"], np.asarray(state["offsets"], dtype=np.int64)
-        blob = state["vocabulary"].tobytes()
+        blob = np.frombuffer(state["vocabulary"].tobytes(), dtype=np.uint8)
         cut = offsets.ndim == 1 and offsets.size and offsets[0] == 0 and offsets[-1] == len(blob)
         if not cut or (np.diff(offsets) <= 0).any() or rows.ndim != 2 or not rows.shape[1] or rows.dtype != np.float16:
             raise EmbedderError(
@@ -151,7 +151,7 @@ class StaticEmbedder:
             )
         try:
             words = Words(state["tokenizer"].tobytes().decode())
-            vocabulary = [blob[start:end].decode() for start, end in pairwise(offsets.tolist())]
+            vocabulary = list(Strings(blob, offsets))
         except UnicodeDecodeError as error:
             raise EmbedderError("a static state that is not UTF-8", fix="build again") from error
         if len(rows) != token_count(words) + len(vocabulary) or not np.isfinite(rows).all():

@@ -13,12 +13,9 @@ On other devices rows agree to float rounding only.
 
 from __future__ import annotations
 
-import logging
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
@@ -28,6 +25,7 @@ from numpy.typing import NDArray
 
 from retriever.embedders.base import first_line
 from retriever.errors import EmbedderError
+from retriever.quiet import quiet as quiet
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -159,38 +157,3 @@ def load_error(name: str, error: Exception, *, offline: bool) -> EmbedderError:
         f"model {name} could not be loaded: {type(error).__name__}: {first_line(error)}",
         expected="a model of the Hugging Face Hub or a model folder",
     )
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep progress bars, log lines below an error, and warnings off the terminal; everything is restored after."""
-    import transformers
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled
-
-    loggers = [logging.getLogger(name) for name in ("transformers", "sentence_transformers", "huggingface_hub")]
-    levels = [logger.level for logger in loggers]
-    bars = transformers.utils.logging
-    transformers_bars, hub_bars = bars.is_progress_bar_enabled(), not are_progress_bars_disabled()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            bars.disable_progress_bar()
-            for logger in loggers:
-                logger.setLevel(logging.ERROR)
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
-            _restore_bars(transformers_bars, hub_bars)
-
-
-def _restore_bars(transformers_bars: bool, hub_bars: bool) -> None:
-    import transformers
-    from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
-
-    if transformers_bars:
-        transformers.utils.logging.enable_progress_bar()  # switches on those of the Hub as well
-    if hub_bars:
-        enable_progress_bars()
-    else:
-        disable_progress_bars()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +16,9 @@ from types import TracebackType
 from typing import Self
 
 from retriever.backends import BackendSettings
-from retriever.backends.base import shown_url
 from retriever.cache import cache_directory
 from retriever.errors import DelimiterCollision, InvalidInput, RetrieverError
+from retriever.openai_access import environment_url, shown_url
 from retriever.prompting import Prompt
 from retriever.sqlite import connect, patiently, reported
 
@@ -36,7 +35,7 @@ def backend_identity(spec: str, settings: BackendSettings) -> str:
     """
     url = settings.base_url
     if url is None and spec.startswith("openai:"):
-        url = os.environ.get("OPENAI_BASE_URL", "").strip() or None
+        url = environment_url()
     parts = [spec, settings.max_tokens, settings.temperature, settings.seed, None if url is None else shown_url(url)]
     return json.dumps(parts)
 

@@ -105,7 +105,7 @@ def load_counter(spec: str | Path | None = None) -> TokenCounter:
 
     Raises:
         InvalidInput: No such encoding, model or file, or a file that is no tokenizer.
-        MissingDependency: The package that counts is not installed.
+        MissingDependency: tiktoken is not installed.
         RetrieverError: tiktoken could not get the vocabulary, from its cache or from the network.
     """
     if spec is None or spec == "estimate":
@@ -119,7 +119,7 @@ def _tiktoken(name: str) -> CachedCounter:
     try:
         import tiktoken
     except ImportError as error:
-        raise MissingDependency("tiktoken", "tokenizers", purpose="counting tokens with tiktoken") from error
+        raise MissingDependency("tiktoken", "tiktoken", purpose="counting tokens with tiktoken") from error
     encodings = tiktoken.list_encoding_names()
     if name not in encodings:
         try:
@@ -144,10 +144,8 @@ def _tokenizer_file(path: Path) -> CachedCounter:
         raise InvalidInput(
             f"no token counter {str(path)!r}", expected="'estimate', 'tiktoken:NAME' or the path of a tokenizer.json"
         )
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise MissingDependency("tokenizers", "tokenizers", purpose=f"counting tokens with {path}") from error
+    from tokenizers import Tokenizer
+
     content = path.read_bytes()
     try:
         tokenizer = Tokenizer.from_buffer(content)
