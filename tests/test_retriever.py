@@ -285,6 +285,10 @@ class TestQueriesThatSayLittle:
         assert len(selection.notes) == 1
         assert "first ones of the pool" in selection.notes[0]
 
+    def test_the_first_ones_are_spoken_of_only_where_they_were_chosen_for_want_of_scores(self, index):
+        for options in ({"k": 0}, {"strategy": "fixed", "fixed": ["card-1"]}, {"strategy": "random", "k": 2}):
+            assert index.select(" ", **options).notes == ("neither channel knows anything of the query",)
+
     @pytest.mark.parametrize("mode", ["hybrid", "lexical"])
     def test_a_query_of_unknown_terms_only_falls_back_to_the_dense_channel_with_a_note(self, index, mode):
         selection = index.select("zzqx wvvk", mode=mode, k=4)
@@ -754,6 +758,23 @@ class TestPrompt:
         assert index.prompt("x card", k=0, prompt_options={"template": path}).messages[0]["content"] == "first"
         path.write_text('system = "second"\n')
         assert index.prompt("x card", k=0, prompt_options={"template": path}).messages[0]["content"] == "second"
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (
+                {"templat": "sql"},
+                "'templat'; expected one of template, slots, form, collisions, zero_shot; write template",
+            ),
+            ({"template": "io", "tokens": 10}, "'tokens'; expected .*; give tokens beside prompt_options: it belongs"),
+            ({"bogus": 1}, "'bogus'; expected one of template, slots, form, collisions, zero_shot$"),
+        ],
+    )
+    def test_an_unknown_prompt_option_is_an_error_by_name(self, index, options, message):
+        with pytest.raises(InvalidInput, match=f"^prompt option {message}"):
+            index.prompt("refund", k=1, prompt_options=options)
+        with pytest.raises(InvalidInput, match=f"^prompt option {message}"):
+            list(index.prompt_many(["refund"], k=1, prompt_options=options))
 
     def test_a_slot_without_a_value_is_an_error_by_name(self, index):
         with pytest.raises(TemplateError, match=r"\$schema"):
