@@ -53,7 +53,7 @@ def prompt_for(selection: Selection, options: PromptOptions, *, labels: Labels, 
         InvalidInput: The prompt is over the budget even without demonstrations, too large, or an option is unknown or
             cannot be used.
     """
-    _check_known(options)
+    _check_options(options)
     template = options.get("template", "io")
     template = template if isinstance(template, Template) else load_template(template)
     slots = dict(options.get("slots", {}))
@@ -78,7 +78,15 @@ def prompt_for(selection: Selection, options: PromptOptions, *, labels: Labels, 
     )
 
 
-def _check_known(options: PromptOptions) -> None:
+_KINDS: Mapping[str, tuple[type | tuple[type, ...], str]] = {
+    "template": ((str, Path, Template), "a built-in template's name, a TOML file, or a Template"),
+    "slots": (Mapping, "a mapping from names to texts"),
+    "zero_shot": (bool, "true or false"),
+}
+"""Of which type the options are that the assembler does not check."""
+
+
+def _check_options(options: PromptOptions) -> None:
     """Refuses a key that would be ignored, and says what was meant: the nearest one, or an option of the recipe."""
     known = tuple(PromptOptions.__annotations__)
     for key in sorted(map(str, set(options).difference(known))):
@@ -87,6 +95,10 @@ def _check_known(options: PromptOptions) -> None:
         if key in Options.__annotations__:
             fix = f"give {key} beside prompt_options: it belongs to the recipe"
         raise InvalidInput(f"prompt option {key!r}", expected=f"one of {', '.join(known)}", fix=fix)
+    for key, value in options.items():
+        kind, expected = _KINDS.get(key, (object, ""))
+        if not isinstance(value, kind):
+            raise InvalidInput(f"prompt option {key} = {value!r}", expected=expected)
 
 
 def _check_size(examples: Sequence[Example], limit: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 
 import numpy as np
 import pandas
@@ -775,6 +776,18 @@ class TestPrompt:
             index.prompt("refund", k=1, prompt_options=options)
         with pytest.raises(InvalidInput, match=f"^prompt option {message}"):
             list(index.prompt_many(["refund"], k=1, prompt_options=options))
+
+    @pytest.mark.parametrize(
+        ("key", "value", "expected"),
+        [
+            ("template", None, "a built-in template's name, a TOML file, or a Template"),
+            ("slots", ["schema"], "a mapping from names to texts"),
+            ("zero_shot", "no", "true or false"),
+        ],
+    )
+    def test_a_prompt_option_of_another_type_is_refused(self, index, key, value, expected):
+        with pytest.raises(InvalidInput, match=re.escape(f"prompt option {key} = {value!r}; expected {expected}")):
+            index.prompt("refund", k=0, prompt_options={key: value})
 
     def test_a_slot_without_a_value_is_an_error_by_name(self, index):
         with pytest.raises(TemplateError, match=r"\$schema"):
