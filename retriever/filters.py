@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from retriever.errors import InvalidInput
 from retriever.example import Example, Json
 from retriever.ranking.recipe import Filter, Where
-from retriever.ranking.where import predicate
+from retriever.ranking.where import named_paths, predicate
 from retriever.snapshot import Snapshot
 
 Mask: TypeAlias = NDArray[np.bool_]
@@ -30,7 +30,7 @@ class Filters:
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
-        self._masks: dict[str, Mask] = {}
+        self._masks: dict[str, tuple[Mask, tuple[str, ...]]] = {}
         self._rows_by_value: dict[str, dict[str, list[int]]] = {}
 
     def eligible(self, query: Example, settings: Filter, excluded: list[int]) -> Mask | None:
@@ -52,18 +52,28 @@ class Filters:
         mask[excluded] = False
         return mask
 
+    def unknown(self, where: Where) -> tuple[str, ...]:
+        """The fields that the expression names and no example has, as after a slip of the pen."""
+        return () if where is None else self._read(where)[1]
+
     def _where(self, where: Where) -> Mask:
+        return self._read(where)[0]
+
+    def _read(self, where: Where) -> tuple[Mask, tuple[str, ...]]:
+        """The mask of an expression, and the fields that no example has."""
         name = json.dumps(where, sort_keys=True)
-        mask = self._masks.get(name)
-        if mask is None:
+        found = self._masks.get(name)
+        if found is None:
             assert where is not None
-            test = predicate(where)
+            test, unseen = predicate(where), list(named_paths(where))
             mask = np.zeros(len(self._snapshot.rows), dtype=np.bool_)
-            mask[[place for place, example in self._snapshot.present() if test(example)]] = True
+            for place, example in self._snapshot.present():
+                mask[place] = test(example)
+                unseen = [path for path in unseen if example.value(path) is None] if unseen else unseen
             if len(self._masks) >= _KEPT:
                 self._masks = {}  # replaced as a whole: another thread may be reading it
-            self._masks[name] = mask
-        return mask
+            found = self._masks[name] = mask, tuple(unseen)
+        return found
 
     def _matching(self, field: str, query: Example) -> Mask:
         wanted = query.value(field)

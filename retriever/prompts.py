@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +13,7 @@ from retriever.example import Example
 from retriever.prompting import Prompt, Template, TokenCounter, assemble, load_counter, load_template
 from retriever.prompting.assembler import Form
 from retriever.prompting.text import Collisions
+from retriever.ranking.recipe import Options
 from retriever.selection import Selection
 
 Labels: TypeAlias = Callable[[], Sequence[str]]
@@ -48,8 +50,10 @@ def prompt_for(selection: Selection, options: PromptOptions, *, labels: Labels, 
 
     Raises:
         TemplateError: The template and what is to fill it do not fit.
-        InvalidInput: The prompt is over the budget even without demonstrations, too large, or an option cannot be used.
+        InvalidInput: The prompt is over the budget even without demonstrations, too large, or an option is unknown or
+            cannot be used.
     """
+    _check_options(options)
     template = options.get("template", "io")
     template = template if isinstance(template, Template) else load_template(template)
     slots = dict(options.get("slots", {}))
@@ -74,13 +78,36 @@ def prompt_for(selection: Selection, options: PromptOptions, *, labels: Labels, 
     )
 
 
+_KINDS: Mapping[str, tuple[type | tuple[type, ...], str]] = {
+    "template": ((str, Path, Template), "a built-in template's name, a TOML file, or a Template"),
+    "slots": (Mapping, "a mapping from names to texts"),
+    "zero_shot": (bool, "true or false"),
+}
+"""Of which type the options are that the assembler does not check."""
+
+
+def _check_options(options: PromptOptions) -> None:
+    """Refuses a key that would be ignored, and says what was meant: the nearest one, or an option of the recipe."""
+    known = tuple(PromptOptions.__annotations__)
+    for key in sorted(map(str, set(options).difference(known))):
+        near = difflib.get_close_matches(key, known, 1)
+        fix = f"write {near[0]}" if near else ""
+        if key in Options.__annotations__:
+            fix = f"give {key} beside prompt_options: it belongs to the recipe"
+        raise InvalidInput(f"prompt option {key!r}", expected=f"one of {', '.join(known)}", fix=fix)
+    for key, value in options.items():
+        kind, expected = _KINDS.get(key, (object, ""))
+        if not isinstance(value, kind):
+            raise InvalidInput(f"prompt option {key} = {value!r}", expected=expected)
+
+
 def _check_size(examples: Sequence[Example], limit: int) -> None:
     size = sum(len(e.input_text) + len(e.output_text) + len(e.rationale or "") for e in examples)
     if size > limit:
         raise InvalidInput(
             f"a query and {len(examples) - 1} demonstrations of {size:,} characters",
             expected=f"at most {limit:,}",
-            fix="ask for fewer, or raise the limit prompt_characters",
+            fix="ask for fewer, or raise the limit prompt_characters (--max-prompt)",
         )
 
 

@@ -84,5 +84,5 @@ def _check_k(recipe: Recipe, limits: Limits) -> None:
         raise InvalidInput(
             f"select.k = {recipe.select.k:,}",
             expected=f"at most {limits.k:,}",
-            fix="raise the limit k if it is meant",
+            fix="raise the limit k (--max-k) if it is meant",
         )

@@ -41,7 +41,8 @@ MOST_SHARED = 20_000
 _NO_TERMS = "no term of the query is in the pool: ranked by the dense channel alone"
 _NO_VECTOR = "the query's text has no vector: ranked by the lexical channel alone"
 _NO_MORE = "the pool, the filters and the guard leave no more"
-_SILENT = "neither channel knows anything of the query: the demonstrations are the first ones of the pool"
+_SILENT = "neither channel knows anything of the query"
+_FIRST = f"{_SILENT}: the demonstrations are the first ones of the pool"
 
 _SINGLE = (str, int, float, bool, type(None))
 _Asked = tuple[tuple[str, type, object], ...]
@@ -281,7 +282,10 @@ class Selector:
         )
         itself = [] if one.own is None else [(one.own, "the query itself")]
         left_out = [*itself, *sorted(ranked.blocked.items()), *sorted(ranked.barred.items())]
-        return _Ranked(one.query, ranked, left_out, len(one.scores.eligible), _notes(one.scores, ranked, recipe))
+        notes = _notes(one.scores, ranked, recipe)
+        if len(ranked.choices) < recipe.select.k:
+            notes += tuple(f"no example has a field {path!r}" for path in self._filters.unknown(recipe.filter.where))
+        return _Ranked(one.query, ranked, left_out, len(one.scores.eligible), notes)
 
     def _told(self, some: Sequence[_Ranked], recipe: Recipe) -> Iterator[Selection]:
         """The selections of some queries; their examples are read all at once, one that several have only once."""
@@ -379,7 +383,8 @@ def _remembered(check: Check | None) -> Check | None:
 def _notes(scores: ChannelScores, ranked: Ranked, recipe: Recipe) -> tuple[str, ...]:
     notes = []
     if not scores.dense_speaks and not scores.lexical_speaks:
-        notes.append(_SILENT)
+        ranks = len(ranked.choices) > 0 and recipe.select.last.by_relevance
+        notes.append(_FIRST if ranks else _SILENT)
     elif not scores.lexical_speaks and recipe.retrieve.mode != "dense":
         notes.append(_NO_TERMS)
     elif not scores.dense_speaks and recipe.retrieve.mode != "lexical":

@@ -17,7 +17,7 @@ import typer
 
 import cli
 from retriever.command_line import terminal
-from retriever.command_line.display import emit_json
+from retriever.command_line.display import emit_json, figure
 from retriever.command_line.running import show_tracebacks
 from retriever.errors import IndexMissing, InvalidInput
 from tests.support import Reply, answering, build, embed, run
@@ -280,6 +280,48 @@ def test_ask_explains_which_demonstrations_it_used(shared):
     shown = ok("ask", shared, "card", "-k", 1, "--backend", UPPER, "--explain").stdout
     assert "1 of 4 eligible examples" in shown
     assert "CARD" in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "lines"),
+    [
+        (
+            ["--weight", 0.25],
+            ["retrieve: mode hybrid, weight 0.25, rule convex", "guard: level self", "select: strategy top, k 1"],
+        ),
+        (
+            ["--fusion", "rrf", "--weight", 0.25, "--strategy", "mmr", "--option", "weight=0.4", "--seed", 7],
+            [
+                "retrieve: mode hybrid, weight 0.25, rule rrf, rrf_k 60",
+                "guard: level self",
+                "select: strategy mmr, k 1, seed 7, candidates 100, weight 0.4, scaling raw",
+            ],
+        ),
+        (
+            ["--mode", "lexical", "--weight", 0.25, "--guard", "near", "--where", "label != 3", "--order", "edges"],
+            [
+                "retrieve: mode lexical",
+                "guard: level near, threshold 0.9",
+                "filter: where label != 3",
+                "select: strategy top, k 1",
+                "order: by edges",
+            ],
+        ),
+    ],
+)
+def test_what_decided_is_explained_and_what_did_not_is_left_out(shared, options, lines):
+    shown = ok("ask", shared, "card", "-k", 1, "--backend", UPPER, "--explain", *options).stdout
+    told = re.findall(r"^(?:retrieve|guard|filter|select|order|rerank|budget|constraints|adaptive): .*", shown, re.M)
+    assert told == lines
+
+
+def test_a_number_that_rounds_to_nothing_has_no_sign():
+    assert [figure(-0.0004), figure(-0.0004, "+"), figure(-0.0006), figure(0.0)] == [
+        "0.000",
+        "+0.000",
+        "-0.001",
+        "0.000",
+    ]
 
 
 def test_ask_gives_answer_and_selection_as_json(shared):

@@ -112,12 +112,15 @@ def test_a_default_that_no_selection_could_go_by_is_refused_when_it_is_stored(pa
             ({"rerank": {"by": "maxsim", "idf": True}}, "an index built with token vectors"),
             ({"rerank": {"by": "cross-encoder:some/model"}}, "an index may come from anybody"),
             ({"select": {"fixed": ["nobody"]}}, "fixed example 'nobody'"),
+            ({"filter": {"where": "label = 1"}}, "filter: an unexpected character at ▸ in: label▸ = 1"),
         ):
             with pytest.raises(InvalidInput, match=message):
                 retriever.set_recipe(recipe)
         assert retriever.recipe == Recipe.of(MMR)
     with pytest.raises(InvalidInput, match=r"select\.k = 10,001"):
         build(ROWS, tmp_path / "j", recipe={"select": {"k": 10_001}})
+    with pytest.raises(InvalidInput, match="filter: an unexpected character"):
+        build(ROWS, tmp_path / "j", recipe={"filter": {"where": "label = 1"}})
     assert not (tmp_path / "j").exists()
 
 

@@ -51,7 +51,12 @@ recipes = st.builds(
     ),
     st.builds(Guard, st.sampled_from(LEVELS), shares, st.none() | st.text(max_size=5)),
     st.builds(
-        Filter, st.none() | st.text() | st.dictionaries(st.text(max_size=5), st.text() | st.integers()), names, names
+        Filter,
+        st.none()
+        | st.text().map(lambda text: f"label == {json.dumps(text)}")
+        | st.dictionaries(st.text(max_size=5), st.text() | st.integers()),
+        names,
+        names,
     ),
     st.builds(Rerank, st.none(), st.integers(1, 100_000), shares, st.just(False)),
     st.builds(Select, st.sampled_from(list(STRATEGIES)), st.integers(0, 10_000), st.integers(), names),
@@ -144,6 +149,29 @@ def test_a_file_that_is_no_toml_is_an_error_with_its_name(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(InvalidInput, match=r"broken\.toml.*expected a TOML file"):
         Recipe.of(path)
+
+
+def test_a_recipe_of_a_file_that_cannot_be_used_is_an_error_with_the_name_of_the_file(tmp_path):
+    path = tmp_path / "typo.toml"
+    path.write_text('[select]\nstrategie = "mmr"\n')
+    with pytest.raises(
+        InvalidInput, match=r"^recipe .*typo\.toml: key select\.strategie; expected one of strategy, k,"
+    ):
+        Recipe.of(path)
+    path.write_text('[filter]\nwhere = "label = 1"\n')
+    with pytest.raises(InvalidInput, match=r"^recipe .*typo\.toml: filter: .* at ▸ in: label▸ = 1; expected something"):
+        Recipe.of(str(path))
+
+
+@pytest.mark.parametrize("where", ["label = 1", "", "label ==", {"priority": {"~": 2}}])
+def test_a_filter_is_parsed_when_a_recipe_is_made(where):
+    for make in (
+        lambda: Recipe.of({"filter": {"where": where}}),
+        lambda: Recipe().with_options({"where": where}),
+        lambda: Filter(where=where),
+    ):
+        with pytest.raises(InvalidInput, match=r"filter: |operator '~' for 'priority'"):
+            make()
 
 
 def test_a_json_file_is_read_as_json(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 
 import numpy as np
 import pandas
@@ -284,6 +285,10 @@ class TestQueriesThatSayLittle:
         assert [one.score for one in selection] == [0.0, 0.0, 0.0]
         assert len(selection.notes) == 1
         assert "first ones of the pool" in selection.notes[0]
+
+    def test_the_first_ones_are_spoken_of_only_where_they_were_chosen_for_want_of_scores(self, index):
+        for options in ({"k": 0}, {"strategy": "fixed", "fixed": ["card-1"]}, {"strategy": "random", "k": 2}):
+            assert index.select(" ", **options).notes == ("neither channel knows anything of the query",)
 
     @pytest.mark.parametrize("mode", ["hybrid", "lexical"])
     def test_a_query_of_unknown_terms_only_falls_back_to_the_dense_channel_with_a_note(self, index, mode):
@@ -754,6 +759,35 @@ class TestPrompt:
         assert index.prompt("x card", k=0, prompt_options={"template": path}).messages[0]["content"] == "first"
         path.write_text('system = "second"\n')
         assert index.prompt("x card", k=0, prompt_options={"template": path}).messages[0]["content"] == "second"
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (
+                {"templat": "sql"},
+                "'templat'; expected one of template, slots, form, collisions, zero_shot; write template",
+            ),
+            ({"template": "io", "tokens": 10}, "'tokens'; expected .*; give tokens beside prompt_options: it belongs"),
+            ({"bogus": 1}, "'bogus'; expected one of template, slots, form, collisions, zero_shot$"),
+        ],
+    )
+    def test_an_unknown_prompt_option_is_an_error_by_name(self, index, options, message):
+        with pytest.raises(InvalidInput, match=f"^prompt option {message}"):
+            index.prompt("refund", k=1, prompt_options=options)
+        with pytest.raises(InvalidInput, match=f"^prompt option {message}"):
+            list(index.prompt_many(["refund"], k=1, prompt_options=options))
+
+    @pytest.mark.parametrize(
+        ("key", "value", "expected"),
+        [
+            ("template", None, "a built-in template's name, a TOML file, or a Template"),
+            ("slots", ["schema"], "a mapping from names to texts"),
+            ("zero_shot", "no", "true or false"),
+        ],
+    )
+    def test_a_prompt_option_of_another_type_is_refused(self, index, key, value, expected):
+        with pytest.raises(InvalidInput, match=re.escape(f"prompt option {key} = {value!r}; expected {expected}")):
+            index.prompt("refund", k=0, prompt_options={key: value})
 
     def test_a_slot_without_a_value_is_an_error_by_name(self, index):
         with pytest.raises(TemplateError, match=r"\$schema"):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from retriever.errors import InvalidInput
 from retriever.example import Example
-from retriever.ranking.where import equal, predicate
+from retriever.ranking.where import equal, named_paths, predicate
 from tests.support import build
 
 META = {
@@ -404,6 +404,26 @@ def test_matching_a_field_that_the_query_lacks_is_an_error_that_names_both(retri
 def test_conditions_hold_together_and_excluded_rows_are_out(retriever):
     query = {"input": "common", "label": "even"}
     assert chosen(retriever, query, match=["label"], where="number < 5", exclude=["e2", "nowhere"]) == ["e0", "e4"]
+
+
+def test_a_field_that_no_example_has_is_told_where_fewer_than_k_are_found(retriever):
+    notes = ("0 of 8: the pool, the filters and the guard leave no more", "no example has a field 'lang'")
+    assert retriever.select("common", where='lang == "en" and number < 5').notes == notes
+    assert retriever.select("common", where={"lang": "en", "number": 1}).notes == notes
+    assert retriever.select("common", where='lang == "en"', k=0).notes == ()
+    assert retriever.select("common", where="number > 99").notes == notes[:1]
+    assert retriever.select("common", where="lang == null", k=3).notes == ()  # nothing is missing
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ('a.b == 1 and ("x" in tags or not a.b != 2) or c in ["d"]', ("a.b", "tags", "c")),
+        ({"a.b": 1, "c": {"<": 2}}, ("a.b", "c")),
+    ],
+)
+def test_the_fields_of_a_filter_are_told_once_each(where, expected):
+    assert named_paths(where) == expected
 
 
 def test_many_different_filters_give_each_its_own_rows(retriever):

@@ -1,4 +1,4 @@
-"""What the command line shows a person: notes, bad rows, selections, plans and verdicts as text."""
+"""What the command line shows a person: notes, bad rows, plans, results and verdicts as text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from retriever import errors
 from retriever.command_line.terminal import amount, inert_json, printable, say, table
 
 if TYPE_CHECKING:
-    from retriever import BadRow, Demonstration, Example, Prompt, Selection
+    from retriever import BadRow, Example
     from retriever.adaptation.adapt import Adapted
     from retriever.curation.audit import Audit
     from retriever.curation.curate import Curation
@@ -71,70 +71,7 @@ def show_plan(plan: BuildPlan) -> None:
     memory, disk = amount(plan.memory_bytes), amount(plan.disk_bytes)
     tokens = f", of which {amount(plan.token_bytes)} are token vectors" if plan.token_bytes else ""
     ann = f", {amount(plan.ann_bytes)} the FAISS index" if plan.ann_bytes else ""
-    say(f"{plan.examples:,} examples: about {memory} of memory beside the model, {disk} on the disk{tokens}{ann}")
-
-
-def show_prompt(prompt: Prompt, selection: Selection, *, explain: bool) -> None:
-    """What a reader should know of a prompt, on standard error; explained, what each demonstration takes and why."""
-    why = {demonstration.example.id: _why(demonstration) for demonstration in selection}
-    if explain:
-        for example, cost in zip(prompt.demonstrations, prompt.costs, strict=True):
-            say(f"in the prompt: {printable(example.id)}: {cost} tokens: {printable(why[example.id])}")
-        say(f"{prompt.tokens} tokens in all, counted by {printable(prompt.counter)}")
-    for skipped in prompt.skipped:
-        note(f"{skipped.example_id} is not in the prompt: {skipped.reason}")
-    for shortened in prompt.shortened:
-        note(f"{shortened.example_id} is shortened: {shortened.what}")
-
-
-def show_selection(selection: Selection, *, explain: bool) -> None:
-    """The demonstrations as a table; explained, why each was chosen, and what was left out."""
-    reranked = any("rerank" in demonstration.channels for demonstration in selection)
-    listed = table(
-        [
-            {
-                "rank": str(d.rank),
-                "score": f"{d.score:.3f}",
-                "dense": _number(d.channels, "dense"),
-                "lexical": _number(d.channels, "lexical"),
-                **({"rerank": _number(d.channels, "rerank")} if reranked else {}),
-                "id": printable(d.example.id, width=24),
-                "example": _shown(d.example),
-            }
-            for d in selection
-        ]
-    )
-    if listed:
-        typer.echo(listed)
-    show_notes(selection.notes)
-    if not explain:
-        return
-    retrieve = selection.recipe.retrieve
-    typer.echo(
-        f"\n{len(selection)} of {selection.eligible:,} eligible examples, mode {retrieve.mode}, "
-        f"weight {retrieve.weight}, {selection.generation}, revision {selection.revision}"
-    )
-    if selection.confidence is not None:
-        typer.echo(f"the demonstrations explain {selection.confidence:.0%} of the query's variance")
-    for demonstration in selection:
-        typer.echo(f"chosen: {printable(demonstration.example.id)}: {printable(_why(demonstration))}")
-    for dropped in selection.dropped:
-        typer.echo(f"left out: {printable(dropped.id)}: {printable(dropped.reason)}")
-
-
-def _why(demonstration: Demonstration) -> str:
-    """How it came in, what it was worth then, and what it was traded against."""
-    parts = [f"{demonstration.origin}, for all queries" if demonstration.shared else demonstration.origin]
-    if demonstration.gain is not None:
-        parts.append(f"gain {demonstration.gain:.3f}")
-    if demonstration.against is not None:
-        parts.append(f"most like {demonstration.against}")
-    parts += [f"breaks {constraint}" for constraint in demonstration.breaks]
-    return ", ".join(parts)
-
-
-def _number(channels: Mapping[str, float], name: str) -> str:
-    return f"{channels[name]:.3f}" if name in channels else "–"
+    say(f"{plan.examples:,} examples: beside the model about {memory} of memory, {disk} on the disk{tokens}{ann}")
 
 
 def show_curation(found: Curation) -> None:
@@ -142,9 +79,9 @@ def show_curation(found: Curation) -> None:
     rows = [
         {
             "rank": str(pick.rank),
-            "gain": "–" if pick.gain is None else f"{pick.gain:.3f}",
+            "gain": "–" if pick.gain is None else figure(pick.gain),
             "id": printable(pick.example.id, width=24),
-            "example": _shown(pick.example),
+            "example": shown(pick.example),
         }
         for pick in found.picks
     ]
@@ -158,9 +95,9 @@ def show_adaptation(found: Adapted, generation: str) -> None:
     rows = [
         {
             "held-out examples": one.metric,
-            "before": f"{one.before:.4f}",
-            "after": f"{one.after:.4f}",
-            "change": f"{one.gain:+.4f} ± {one.error:.4f}",
+            "before": f"{one.before:z.4f}",
+            "after": f"{one.after:z.4f}",
+            "change": f"{one.gain:+z.4f} ± {one.error:.4f}",
         }
         for one in found.compared
     ]
@@ -218,7 +155,7 @@ def emit_csv(rows: Sequence[Mapping[str, Json]]) -> None:
 
 def show_evaluation(found: Evaluation, *, worst: int, times: bool) -> None:
     """Each metric of each recipe with intervals and ties, and where the first metric is lowest."""
-    typer.echo(f"{found.queries:,} queries, {found.asked}, guard {found.settings['guard']}")
+    typer.echo(f"{_asked(found.queries, found.asked)}, guard {found.settings['guard']}")
     took = {one.name: f"{one.milliseconds:.2f}" for one in found.recipes}
     rows = [
         {
@@ -243,13 +180,18 @@ def show_evaluation(found: Evaluation, *, worst: int, times: bool) -> None:
     show_notes(found.notes)
 
 
+def _asked(count: int, asked: str) -> str:
+    """How many queries, and of which kind where they are not simply those that were given."""
+    return f"{count:,} queries" if asked == "queries" else f"{count:,} queries, {asked}"
+
+
 def _queried(one: QueryResult, first: MetricResult) -> dict[str, str]:
     answered = {"answer": printable(one.answers.get(first.reference, "–"), width=30)} if one.answers else {}
     return {
-        first.metric: _figure(one.values[first.reference]),
+        first.metric: figure(one.values[first.reference]),
         "id": printable(one.query.id, width=24),
         **answered,
-        "query": _shown(one.query),
+        "query": shown(one.query),
     }
 
 
@@ -288,14 +230,14 @@ def show_tuning_plan(plan: Plan) -> None:
 def show_tuning(found: Tuning) -> None:
     """Every recipe that was tried, the best first, and what the chosen one gains where it was not chosen."""
     level = _level(found.settings)
-    typer.echo(f"{found.objective}: {found.settings['queries']} queries, {found.asked}")
+    typer.echo(f"{found.objective}: {_asked(int(str(found.settings['queries'])), found.asked)}")
     rows = [
         {
             "recipe": printable(one.name),
             "queries": str(one.queries),
-            "mean": _figure(one.mean),
+            "mean": figure(one.mean),
             f"{level} interval": _ends(one.interval),
-            "difference": "" if one.verdict == "chosen" else _figure(one.difference, "+"),
+            "difference": "" if one.verdict == "chosen" else figure(one.difference, "+"),
             f"its {level} interval": "" if one.verdict == "chosen" else _ends(one.difference_interval, "+"),
             "verdict": one.verdict,
         }
@@ -312,8 +254,8 @@ def _outcome(found: Tuning) -> str:
     if name == "own":
         return "No recipe is better than the own one as far as the queries tell. Nothing was changed."
     told = (
-        f"{name}: {_figure(gain.chosen)} on queries that others chose by, the own recipe "
-        f"{_figure(gain.own)}, gain {_figure(gain.difference, '+')} ({_ends(gain.interval, '+')})."
+        f"{name}: {figure(gain.chosen)} on queries that others chose by, the own recipe "
+        f"{figure(gain.own)}, gain {figure(gain.difference, '+')} ({_ends(gain.interval, '+')})."
     )
     if not gain.sure:
         return f"{told}\nThe gain may be chance. Nothing was changed."
@@ -324,9 +266,9 @@ def _outcome(found: Tuning) -> str:
 
 
 def _figures(score: Score, level: str) -> dict[str, str]:
-    apart = "" if score.verdict in ("best", "first") else f"{_figure(score.difference, '+')}"
+    apart = "" if score.verdict in ("best", "first") else f"{figure(score.difference, '+')}"
     return {
-        "mean": _figure(score.mean),
+        "mean": figure(score.mean),
         f"{level} interval": _ends(score.interval),
         "difference": apart,
         f"its {level} interval": _ends(score.difference_interval, "+") if apart else "",
@@ -340,19 +282,20 @@ def _level(settings: Mapping[str, Json]) -> str:
 
 
 def _ends(interval: Interval | None, sign: str = "") -> str:
-    return "–" if interval is None else f"{_figure(interval.low, sign)} to {_figure(interval.high, sign)}"
+    return "–" if interval is None else f"{figure(interval.low, sign)} to {figure(interval.high, sign)}"
 
 
-def _figure(value: float, sign: str = "") -> str:
-    return f"{value:{sign}.3f}" if abs(value) < 100 else f"{value:{sign},.1f}"
+def figure(value: float, sign: str = "") -> str:
+    """A number with three digits; what rounds to 0 has no minus sign."""
+    return f"{value:{sign}z.3f}" if abs(value) < 100 else f"{value:{sign}z,.1f}"
 
 
 def _means(label: str, queries: int, means: Mapping[str, float]) -> dict[str, str]:
-    named = {printable(name): _figure(mean) for name, mean in means.items()}
+    named = {printable(name): figure(mean) for name, mean in means.items()}
     return {"label": label, "queries": str(queries), **named}
 
 
-def _shown(example: Example) -> str:
+def shown(example: Example) -> str:
     """Input and output, if there is one."""
     return example.input_text if example.output is None else f"{example.input_text} → {example.output_text}"
 

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from retriever.command_line.display import BadRows, emit_json, note, show_prompt, show_selection, told_of, wants_json
+from retriever.command_line.display import BadRows, emit_json, note, told_of, wants_json
+from retriever.command_line.explaining import show_prompt, show_selection
 from retriever.command_line.options import (
     BUDGET,
     EMBEDDER,
@@ -40,7 +41,9 @@ def select(
     index: Index,
     query: Query,
     recipe_file: RecipeFile = None,
-    explain: Annotated[bool, typer.Option("--explain", help="Show what was left out, and the recipe.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show why, by which settings, and what was left out.")
+    ] = False,
     json_output: JsonFlag = False,
     trust: Trust = False,
     *,
@@ -48,7 +51,7 @@ def select(
     embedder: Mapping[str, object],
     limits: Mapping[str, object],
 ) -> None:
-    """Show the demonstrations for a query, best first.
+    """Show a query's demonstrations, best first; JSON: prompt order.
 
     \b
     retriever select tickets.index "my card still has not arrived" -k 4
@@ -106,9 +109,9 @@ def ask(
     recipe_file: RecipeFile = None,
     explain: Annotated[bool, typer.Option("--explain", help="Show the demonstrations, too.")] = False,
     base_url: Annotated[str | None, typer.Option("--base-url", help="Where an OpenAI-compatible server is.")] = None,
-    max_tokens: Annotated[int, typer.Option(help="The most tokens of the answer.")] = 256,
-    temperature: Annotated[float, typer.Option(help="0 for the most likely answer.")] = 0.0,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait.")] = 60.0,
+    max_tokens: Annotated[int, typer.Option(help="The most tokens of the answer (256).", show_default=False)] = 256,
+    temperature: Annotated[float, typer.Option(help="0 for the most likely answer (0).", show_default=False)] = 0.0,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait (60).", show_default=False)] = 60.0,
     json_output: JsonFlag = False,
     trust: Trust = False,
     *,
@@ -191,8 +194,8 @@ def export(
 @reported
 def demo(
     query: Annotated[str | None, typer.Argument(help="A message to a support desk.", show_default=False)] = None,
-    k: Annotated[int, typer.Option("-k", "--k", help="How many demonstrations.")] = 4,
-    embedder: Annotated[str, typer.Option(help="auto, latent, or any other.")] = "auto",
+    k: Annotated[int, typer.Option("-k", "--k", help="How many demonstrations (4).", show_default=False)] = 4,
+    embedder: Annotated[str, typer.Option(help="latent, or any other (auto).", show_default=False)] = "auto",
 ) -> None:
     """Try it on the built-in sample: index, demonstrations, prompt.
 

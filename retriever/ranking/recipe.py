@@ -54,6 +54,7 @@ from retriever.ranking.rerank import Rerank
 from retriever.ranking.strategies import STRATEGIES, strategy, strategy_names
 from retriever.ranking.strategies.fixed import FixedOptions
 from retriever.ranking.typed import section
+from retriever.ranking.where import predicate
 
 Where: TypeAlias = "str | Mapping[str, Json] | None"
 
@@ -132,11 +133,18 @@ class Filter:
         where: An expression or a mapping; see `retriever.ranking.where`.
         match: Fields in which the example must have the query's value.
         exclude: Ids of examples that must not be chosen.
+
+    Raises:
+        InvalidInput: `where` cannot be parsed.
     """
 
     where: Where = None
     match: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.where is not None:
+            predicate(self.where)
 
 
 @dataclass(frozen=True)
@@ -335,7 +343,8 @@ class Recipe:
         """A recipe from a recipe, a mapping, the path of a TOML or `.json` file, or None for the defaults.
 
         Raises:
-            InvalidInput: An unknown section or key, a value of the wrong type or out of range, or no such file.
+            InvalidInput: An unknown section or key, a value of the wrong type or out of range, or no such file; of a
+                file the message names it.
         """
         if isinstance(source, Recipe):
             return source
@@ -353,7 +362,10 @@ class Recipe:
             raise InvalidInput(f"recipe {path}: {error}", expected=f"a {kind} file") from error
         if not isinstance(parsed, dict):
             raise InvalidInput(f"recipe {path}: {type(parsed).__name__}", expected="sections of keys")
-        return _from_mapping(parsed)
+        try:
+            return _from_mapping(parsed)
+        except InvalidInput as error:  # of several files, which one
+            raise InvalidInput(f"recipe {path}: {error.seen}", expected=error.expected, fix=error.fix) from error
 
     def with_options(self, options: Options) -> Recipe:
         """The recipe with some keys changed; `seed` sets both the strategy's and the order's.

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import TypeAlias
 
 from retriever.errors import InvalidInput
@@ -47,7 +48,23 @@ def predicate(where: str | Mapping[str, Json]) -> Predicate:
     Raises:
         InvalidInput: It cannot be parsed; the message shows where.
     """
-    return _Parser(where).parse() if isinstance(where, str) else _from_mapping(where)
+    return _parsed(where)[0] if isinstance(where, str) else _from_mapping(where)
+
+
+def named_paths(where: str | Mapping[str, Json]) -> tuple[str, ...]:
+    """The fields that an expression or a mapping names, each once.
+
+    Raises:
+        InvalidInput: As of `predicate`.
+    """
+    return _parsed(where)[1] if isinstance(where, str) else tuple(where)
+
+
+@lru_cache(maxsize=64)
+def _parsed(where: str) -> tuple[Predicate, tuple[str, ...]]:
+    """An expression as a test, and its fields; a recipe asks when it is made, a selection when it is used."""
+    parser = _Parser(where)
+    return parser.parse(), tuple(dict.fromkeys(parser.paths))
 
 
 def _from_mapping(where: Mapping[str, Json]) -> Predicate:
@@ -120,6 +137,7 @@ class _Parser:
         self.tokens = list(self._tokenize())
         self.place = 0
         self.depth = 0
+        self.paths: list[str] = []
 
     def _tokenize(self) -> list[tuple[str, str, int]]:
         tokens, position = [], 0
@@ -217,7 +235,8 @@ class _Parser:
         if not self._at_path():
             raise self._error("no field name")
         self.place += 1
-        return self.tokens[self.place - 1][1]
+        self.paths.append(self.tokens[self.place - 1][1])
+        return self.paths[-1]
 
     def _value(self) -> Json:
         if self._accept("["):

@@ -395,7 +395,7 @@ def test_the_table_says_what_became_of_it(files, monkeypatch):
     monkeypatch.setattr(improving, "wants_json", lambda flag: False)
     arguments = ("tune", files / "i", files / "asked.jsonl", "--resamples", "200")
     dry, wet, again = run(*arguments, "--dry-run").stdout, run(*arguments).stdout, run(*arguments)
-    assert dry.startswith("precision: 24 queries, queries\n")
+    assert dry.startswith("precision: 24 queries\n")
     assert dry.endswith("Nothing was changed.\n") and "gain +" in dry
     assert wet.endswith("It is the default of gen-000002.\n")
     assert again.exit_code == 0 and again.stdout.endswith("as far as the queries tell. Nothing was changed.\n")
