@@ -17,10 +17,11 @@ from retriever.evaluation.calibration import Calibration
 from retriever.example import Example
 from retriever.formats import BadRow, BadRowLog, Limits
 from retriever.keys import Key
+from retriever.listening import Note, Progress
 from retriever.opening import open_snapshot, pool_path
 from retriever.plan import BuildPlan
 from retriever.pool import Pool
-from retriever.publishing import Progress, ann_room, publish
+from retriever.publishing import ann_room, publish
 from retriever.ranking.recipe import Recipe
 from retriever.reused import Reused
 from retriever.revisions import Revision
@@ -68,7 +69,7 @@ class Told:
         plan: Before the work starts, what it is predicted to need.
     """
 
-    note: Callable[[str], None]
+    note: Note
     progress: Progress
     plan: Callable[[BuildPlan], None]
 

@@ -14,8 +14,8 @@ from retriever.embedders import Embedder, EmbedderSettings, EmbedderSource
 from retriever.errors import IndexCorrupt, RetrieverError
 from retriever.evaluation.calibration import Calibration
 from retriever.example import Example
+from retriever.listening import Note, Progress
 from retriever.opening import open_pool, open_snapshot, read_current
-from retriever.publishing import Progress
 from retriever.query_encoder import QueryEncoder
 from retriever.ranking.recipe import Recipe
 from retriever.rescoring import Rescorer, Rescoring
@@ -41,9 +41,7 @@ class LiveIndex:
         selector: Answers queries from the newest view.
     """
 
-    def __init__(
-        self, path: Path, embedder: EmbedderSource | None, *, trust: bool, note: Callable[[str], None]
-    ) -> None:
+    def __init__(self, path: Path, embedder: EmbedderSource | None, *, trust: bool, note: Note) -> None:
         self.path = path
         self._given = embedder
         self._trust = trust

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from pathlib import Path
 
 from indexes import current as currents
@@ -13,6 +12,7 @@ from indexes.generation import Generation
 from retriever import verified
 from retriever.embedders import same_space
 from retriever.errors import IndexCorrupt, IndexMissing
+from retriever.listening import Note
 from retriever.pool import Pool
 from retriever.revisions import Revision
 from retriever.settings import IndexSettings
@@ -73,9 +73,7 @@ def read_current(root: Path, pool: Pool) -> Current | None:
         ) from None
 
 
-def open_snapshot(
-    root: Path, pool: Pool, *, verify: bool, remember: bool = False, note: Callable[[str], None]
-) -> Snapshot:
+def open_snapshot(root: Path, pool: Pool, *, verify: bool, remember: bool = False, note: Note) -> Snapshot:
     """The newest view of an index; tried again when a writer publishes between one look and the next.
 
     Args:
@@ -137,7 +135,7 @@ def _substitute(
     newest: Revision | None,
     *,
     verify: bool,
-    note: Callable[[str], None],
+    note: Note,
 ) -> Snapshot:
     """The view of the newest intact generation, moved on as far as the pool has the vectors of what came later."""
     generation = generations.open_substitute(root, damage, before=before, verify=verify, note=note)

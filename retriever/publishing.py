@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,7 @@ from retriever.embedders import (
 from retriever.evaluation.calibration import UNCALIBRATED, Calibration, calibrate
 from retriever.example import Example, Json
 from retriever.keys import Key
+from retriever.listening import Progress
 from retriever.plan import BuildPlan
 from retriever.pool import Pool
 from retriever.revisions import Revision
@@ -43,9 +44,6 @@ from retriever.settings import IndexSettings
 from retriever.stored_embedder import StoredEmbedder
 from retriever.texts import Texts
 from retriever.token_storage import TextTokens, token_files
-
-Progress: TypeAlias = Callable[[str, int, int], None]
-"""Told what is being done, how much of it is done, and how much there is."""
 
 _ABOUT = ("settings", "embedder", "fusion", "recipe")
 _IF_ADAPTED = "adaptation"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -21,9 +21,10 @@ from retriever.embedders import Embedder, EmbedderSource
 from retriever.errors import EmbedderError, Incompatible, IndexCorrupt, IndexMissing
 from retriever.evaluation.calibration import Calibration
 from retriever.keys import Key
+from retriever.listening import Note, Progress, silent
 from retriever.opening import pool_path, read_current
 from retriever.pool import Pool
-from retriever.publishing import Progress, about_of, publish
+from retriever.publishing import about_of, publish
 from retriever.revisions import Revision
 from retriever.settings import IndexSettings
 from retriever.snapshot import embedded_rows, pool_revision
@@ -55,8 +56,8 @@ def repair(
     path: str | Path,
     *,
     embedder: EmbedderSource | None = None,
-    note: Callable[[str], None] = lambda line: None,
-    progress: Progress = lambda stage, done, total: None,
+    note: Note = silent,
+    progress: Progress = silent,
 ) -> Repair:
     """Builds a new generation from the pool if the current one, or CURRENT, is damaged.
 
@@ -124,7 +125,7 @@ def _manifests(root: Path, current: Current | None) -> list[Manifest]:
     return found
 
 
-def _check_history(root: Path, pool: Pool, current: Current | None, note: Callable[[str], None]) -> None:
+def _check_history(root: Path, pool: Pool, current: Current | None, note: Note) -> None:
     """Refuses a pool in which a change is lost or altered; what is derived from it would look intact afterwards.
 
     Vectors that a generation holds are dropped from the pool, and with them goes the way from the first revision to the
@@ -263,7 +264,7 @@ def _rebuild(
     revision: Revision,
     found: _Remains,
     given: EmbedderSource | None,
-    note: Callable[[str], None],
+    note: Note,
     progress: Progress,
 ) -> Repair:
     settings = IndexSettings.from_manifest(found.about["settings"])

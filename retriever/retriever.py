@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -22,11 +21,12 @@ from retriever.evaluation.calibration import Calibration
 from retriever.example import Example, Json, as_query
 from retriever.formats import BadRow, BadRowLog, Fields, Limits, Source, read_examples
 from retriever.keys import Key
+from retriever.listening import Note, Progress, silent
+from retriever.listening import log_note as log_note
 from retriever.live import LiveIndex
 from retriever.plan import BuildPlan
 from retriever.prompting import Prompt
 from retriever.prompts import PromptOptions, prompt_for
-from retriever.publishing import Progress
 from retriever.ranking.recipe import Options, Recipe
 from retriever.recipes import RecipeLike, check_default, effective, select_each
 from retriever.selection import Selection
@@ -40,18 +40,8 @@ if TYPE_CHECKING:
     from retriever.evaluation.key_search import Trial
 
 QueryLike: TypeAlias = "str | Mapping[str, Json] | Example"
-Note: TypeAlias = Callable[[str], None]
 
 _SHOWN = ("format", "created_by", "settings", "ann", "embedder", "fusion", "adaptation", "recipe")
-
-
-def log_note(line: str) -> None:
-    """Where notes go that nobody listens for: the logger `retriever` warns."""
-    logging.getLogger("retriever").warning("%s", line)
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    """No progress is shown unless it is asked for."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +104,9 @@ class Retriever:
         max_memory: int | None = None,
         recipe: RecipeLike = None,
         on_bad: Callable[[BadRow], None] | None = None,
-        on_plan: Callable[[BuildPlan], None] = lambda plan: None,
+        on_plan: Callable[[BuildPlan], None] = silent,
         note: Note = log_note,
-        progress: Progress = _silent,
+        progress: Progress = silent,
     ) -> Self:
         """Builds an index and opens it.
 
@@ -403,7 +393,7 @@ class Retriever:
         }
 
     def try_keys(
-        self, keys: Sequence[str], *, progress: Progress = _silent
+        self, keys: Sequence[str], *, progress: Progress = silent
     ) -> AbstractContextManager[Mapping[str, Trial]]:
         """Indexes the pool by other keys as well, all else as it is, to compare what is selected; see `tune`.
 
@@ -564,7 +554,7 @@ class Retriever:
         source: Source | None = None,
         strict: bool = False,
         on_bad: Callable[[BadRow], None] | None = None,
-        progress: Progress = _silent,
+        progress: Progress = silent,
     ) -> Adapted:
         """Learns from the pool's own labels or outputs, or from a log, what is alike, and keeps that where it helps.
 
@@ -606,7 +596,7 @@ class Retriever:
         source: Source | None = None,
         strict: bool = False,
         on_bad: Callable[[BadRow], None] | None = None,
-        progress: Progress = _silent,
+        progress: Progress = silent,
     ) -> Adapted:
         """Fine-tunes the model that embeds, by its library's own trainer, and keeps it where it helps.
 
@@ -637,7 +627,7 @@ class Retriever:
         teacher = teacher_of(source, self.snapshot, self._limits, self._note, strict=strict, on_bad=on_bad)
         return fine_tune_index(self._live, settings or FinetuneSettings(), teacher, progress, self._note)
 
-    def undo_adaptation(self, *, progress: Progress = _silent) -> str:
+    def undo_adaptation(self, *, progress: Progress = silent) -> str:
         """Searches the embedder's own vectors again, or those of the embedder that was there before `fine_tune`.
 
         The fusion weight is calibrated for them. The former embedder is loaded by its name, and embeds the pool again.

@@ -21,6 +21,7 @@ from indexes.late_interaction import TokenVectors
 from retriever.embedders import Embedder
 from retriever.embedders.base import TokenEmbedder, encode_tokens, sendable, token_embedder
 from retriever.errors import IndexCorrupt, InvalidInput
+from retriever.listening import Progress
 
 VECTORS = "token_vectors"
 OFFSETS = "token_offsets"
@@ -99,7 +100,7 @@ def token_files(
     *,
     prefix: str = "",
     known: Callable[[str], TextTokens | None] = lambda text: None,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> Mapping[str, Sequence[Buffer]]:
     """The files, by name, in pieces. For a moment all vectors are in memory twice, as float16.
 

@@ -14,9 +14,10 @@ from retriever.adaptation.stored import Adaptation
 from retriever.embedders import Embedder
 from retriever.errors import IndexMissing
 from retriever.evaluation.calibration import Calibration
+from retriever.listening import Progress, silent
 from retriever.opening import pool_path, read_current
 from retriever.pool import Pool
-from retriever.publishing import Progress, Published, about_of, publish
+from retriever.publishing import Published, about_of, publish
 from retriever.ranking.recipe import Recipe
 from retriever.reused import Reused
 from retriever.revisions import Revision
@@ -146,7 +147,7 @@ def compact(
         recipe=snapshot.base.recipe if recipe is None else recipe.to_dict(),
         adaptation=searched.adaptation,
         known=Reused(snapshot),
-        progress=lambda stage, done, total: None,
+        progress=silent,
     )
     finish(session, published, snapshot.revision)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Protocol, TypeAlias
 
@@ -24,10 +24,10 @@ from retriever.embedders import TunedModel
 from retriever.errors import InvalidInput
 from retriever.evaluation.calibration import Calibration
 from retriever.example import Json
+from retriever.listening import Progress
 from retriever.query_encoder import QueryEncoder
 from retriever.snapshot import Snapshot
 
-Progress: TypeAlias = Callable[[str, int, int], None]
 Teacher: TypeAlias = Feedback | str | None
 """What says what is alike: a log, one of `SOURCES` of the pool, or None for its labels, else its outputs."""
 

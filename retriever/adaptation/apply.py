@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from retriever import writing
-from retriever.adaptation.adapt import Adapted, Progress, Teacher, Tuned, adapt
+from retriever.adaptation.adapt import Adapted, Teacher, Tuned, adapt
 from retriever.adaptation.feedback import known_ids, read_feedback
 from retriever.adaptation.full import adapt_fully
 from retriever.adaptation.learner import LearnerSettings
@@ -16,11 +16,10 @@ from retriever.embedders import Embedder, same_space
 from retriever.errors import Incompatible, InvalidInput
 from retriever.evaluation.calibration import Calibration
 from retriever.formats import BadRow, Limits, Source
+from retriever.listening import Note, Progress, silent
 from retriever.live import LiveIndex
 from retriever.snapshot import Snapshot
 from retriever.stored_embedder import StoredEmbedder, load_for
-
-Note = Callable[[str], None]
 
 
 def teacher_of(
@@ -35,9 +34,7 @@ def teacher_of(
     """What of the pool is learned from, or a log of outcomes, what cannot be used of it told; see `Retriever.adapt`."""
     if source is None or (isinstance(source, str) and source in SOURCES):
         return source
-    log = read_feedback(
-        source, usable=snapshot.key.text, limits=limits, strict=strict, on_bad=on_bad or (lambda row: None)
-    )
+    log = read_feedback(source, usable=snapshot.key.text, limits=limits, strict=strict, on_bad=on_bad or silent)
     if log.bad and on_bad is None:
         note(f"{log.bad} bad lines of {log.name} were set aside, first {log.first_bad}")
     known, unknown = known_ids(log, snapshot.places_of)

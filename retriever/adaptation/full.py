@@ -6,7 +6,7 @@ A map that is learned from the same takes seconds where this takes minutes: wher
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from retriever.adaptation.adapt import (
     FEWEST,
     Adapted,
-    Progress,
     Supervision,
     Teacher,
     Tuned,
@@ -36,6 +35,7 @@ from retriever.adaptation.validation import TOLERATED, Learn
 from retriever.embedders import TunedModel, encode_checked, load_embedder
 from retriever.embedders.torch_models import quiet
 from retriever.errors import InvalidInput
+from retriever.listening import Note, Progress
 from retriever.query_encoder import QueryEncoder
 from retriever.snapshot import Snapshot
 from retriever.stored_embedder import StoredEmbedder
@@ -52,7 +52,7 @@ def adapt_fully(
     encoder: QueryEncoder,
     settings: FinetuneSettings,
     progress: Progress,
-    note: Callable[[str], None],
+    note: Note,
     teacher: Teacher = None,
 ) -> Adapted:
     """Fine-tunes the model that embeds, from the examples themselves or from a log.
@@ -129,7 +129,7 @@ class _Learner:
         supervision: Supervision,
         settings: FinetuneSettings,
         progress: Progress,
-        note: Callable[[str], None],
+        note: Note,
     ) -> None:
         self._stored = stored
         self._supervision = supervision

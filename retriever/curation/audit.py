@@ -32,7 +32,7 @@ from retriever.curation.suspicious import BLANK_OUTPUT, SUSPICIONS, far_above, f
 from retriever.errors import InvalidInput
 from retriever.example import Example, Json
 from retriever.keys import text_hash
-from retriever.publishing import Progress
+from retriever.listening import Progress, Steps, silent
 from retriever.ranking.guard import normalised
 from retriever.ranking.strategies.exact import exact_vectors
 from retriever.ranking.strategies.picks import Integers, Reals
@@ -183,7 +183,7 @@ def audit(
     snapshot: Snapshot,
     queries: Iterable[Example] = (),
     settings: AuditSettings = AuditSettings(),
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> Audit:
     """What is wrong with a pool, for a person to look at.
 
@@ -288,9 +288,7 @@ def _agreement(columns: _Columns, rows: tuple[int, ...]) -> str:
     return " and the same output" if outputs else " and the same label" if labels else ""
 
 
-def _leaks(
-    columns: _Columns, queries: list[Example], threshold: float, progress: Callable[[int, int], None]
-) -> Iterator[Finding]:
+def _leaks(columns: _Columns, queries: list[Example], threshold: float, progress: Steps) -> Iterator[Finding]:
     """For each query that is in the pool all examples by which it is, and how."""
     row_of = columns.row_of()
     matches = near_matches([query.input_text for query in queries], columns.inputs, threshold, progress)

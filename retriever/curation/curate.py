@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from retriever.curation.chosen import Chosen, Progress, silent
+from retriever.curation.chosen import Chosen
 from retriever.curation.facility import facility
 from retriever.curation.kcenter import kcenter
 from retriever.curation.spread import spread
@@ -24,6 +24,7 @@ from retriever.curation.votek import check_votes, votek
 from retriever.errors import InvalidInput
 from retriever.example import Example, Json
 from retriever.filters import Filters
+from retriever.listening import Progress, silent
 from retriever.ranking.recipe import Filter, Where
 from retriever.ranking.strategies.cluster import cluster
 from retriever.ranking.strategies.exact import exact_vectors

@@ -24,6 +24,7 @@ from retriever.evaluation.comparison import Values
 from retriever.evaluation.judge import AnswerMetric
 from retriever.evaluation.outcomes import Outcomes
 from retriever.example import Example
+from retriever.listening import Progress
 from retriever.prompting import Prompt
 from retriever.ranking.seeding import permutation
 
@@ -113,7 +114,7 @@ def ask(
     outcomes: Outcomes,
     *,
     on_cost: Callable[[Cost], None],
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> Answers:
     """Answers every prompt, as far as the budget reaches.
 
@@ -173,7 +174,7 @@ def _within_budget(asking: Asking, tokens: Sequence[int]) -> int:
 
 
 def _call_all(
-    caller: _Caller, prompts: Mapping[str, Prompt], known: dict[str, str], progress: Callable[[str, int, int], None]
+    caller: _Caller, prompts: Mapping[str, Prompt], known: dict[str, str], progress: Progress
 ) -> dict[str, str]:
     """Adds the answers to those that are known; what the calls that failed said, in the order of the prompts."""
     failures: dict[str, str] = {}

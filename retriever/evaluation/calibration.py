@@ -21,6 +21,7 @@ from indexes.hybrid import HybridIndex
 from retriever.errors import InvalidInput
 from retriever.evaluation.metrics import TokenSet, best_overlap, output_tokens, precision
 from retriever.example import Example, Json
+from retriever.listening import Steps, silent
 from retriever.ranking.seeding import permutation
 
 Utility: TypeAlias = Callable[[TokenSet, Sequence[TokenSet]], float]
@@ -102,7 +103,7 @@ def calibrate(
     examples: Callable[[Sequence[int]], Sequence[Example]],
     queries: Callable[[Sequence[int]], Sequence[Query]],
     copies: NDArray[np.int64],
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Steps = silent,
 ) -> Calibration:
     """Chooses the weight.
 
@@ -139,7 +140,7 @@ def utilities(
     examples: Callable[[Sequence[int]], Sequence[Example]],
     queries: Callable[[Sequence[int]], Sequence[Query]],
     copies: NDArray[np.int64],
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Steps = silent,
     weights: Sequence[float] = GRID,
 ) -> tuple[list[int], NDArray[np.float64]]:
     """How well the neighbours of held-out rows match them.

@@ -28,6 +28,7 @@ from retriever.evaluation.outcomes import Outcomes
 from retriever.evaluation.queries import Qrels, as_asked, flattered, held_out, judgement_notes
 from retriever.evaluation.results import Evaluated, Evaluation
 from retriever.example import Example, Json, as_query
+from retriever.listening import Progress, silent
 from retriever.prompting import Prompt
 from retriever.prompts import PromptOptions
 from retriever.ranking.guard import LEVELS, normalised
@@ -89,8 +90,8 @@ def evaluate(
     qrels: Qrels | None = None,
     settings: EvalSettings | None = None,
     asking: Asking | None = None,
-    on_cost: Callable[[Cost], None] = lambda cost: None,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    on_cost: Callable[[Cost], None] = silent,
+    progress: Progress = silent,
 ) -> Evaluation:
     """Compares recipes on queries whose answers are known.
 
@@ -294,7 +295,7 @@ class _Task:
     metrics: Sequence[Metric]
     prompt: PromptOptions
     keep_prompts: bool
-    progress: Callable[[str, int, int], None]
+    progress: Progress
 
     def measure(self, name: str, recipe: Recipe) -> _Measured:
         """Answers every query by one recipe and judges the answers."""

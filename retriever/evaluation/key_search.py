@@ -23,8 +23,9 @@ from retriever.evaluation.calibration import Calibration
 from retriever.example import Example, Json
 from retriever.formats import Limits
 from retriever.keys import Key
+from retriever.listening import Note, Progress, silent
 from retriever.live import LiveIndex
-from retriever.publishing import Progress, publish
+from retriever.publishing import publish
 from retriever.query_encoder import QueryEncoder
 from retriever.ranking.recipe import Recipe
 from retriever.recipes import RecipeLike, select_each
@@ -34,8 +35,6 @@ from retriever.selector import Selector
 from retriever.snapshot import Base, Snapshot
 from retriever.stored_embedder import StoredEmbedder, load_for
 from retriever.writing import Rekeyed
-
-Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Trial:
         """As `Retriever.select_each`, by this key."""
         return select_each(self.selector, queries, recipes, self._limits)
 
-    def keep(self, recipe: Recipe, progress: Progress = lambda stage, done, total: None) -> str:
+    def keep(self, recipe: Recipe, progress: Progress = silent) -> str:
         """Makes the key and a recipe those of the index; durable when it returns.
 
         A generation is published, with what was added and removed meanwhile. Nothing is embedded but texts that were

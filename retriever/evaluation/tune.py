@@ -34,11 +34,12 @@ from retriever.evaluation.judged import NEEDS, Metric, default_metrics, metric
 from retriever.evaluation.key_search import Trial
 from retriever.evaluation.model_search import Plan, search_by_answers
 from retriever.evaluation.queries import Qrels, judgement_notes
-from retriever.evaluation.scoring import Asked, ByAnswers, ByMetric, Places, Progress
+from retriever.evaluation.scoring import Asked, ByAnswers, ByMetric, Places
 from retriever.evaluation.search_space import Candidate, candidates
 from retriever.evaluation.tuned import Gain, Tried, Tuning
 from retriever.example import Example, Json
 from retriever.keys import Key
+from retriever.listening import Progress, silent
 from retriever.prompts import PromptOptions
 from retriever.ranking.guard import normalised
 from retriever.ranking.recipe import Recipe
@@ -136,8 +137,8 @@ def tune(
     settings: TuneSettings | None = None,
     asking: Asking | None = None,
     dry_run: bool = False,
-    on_plan: Callable[[Plan], None] = lambda plan: None,
-    progress: Progress = lambda stage, done, total: None,
+    on_plan: Callable[[Plan], None] = silent,
+    progress: Progress = silent,
 ) -> Tuning:
     """Searches a better recipe and, if its gain is above chance, makes it the index's default, and its key the key.
 

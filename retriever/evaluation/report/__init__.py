@@ -10,7 +10,7 @@ page.*           these three
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from indexes.files import remove, rename, sync_directory, write_bytes
@@ -18,6 +18,7 @@ from retriever.errors import InvalidInput
 from retriever.evaluation.report.gathering import ReportSettings, gather
 from retriever.evaluation.report.page import page, plot_library
 from retriever.evaluation.report.projection import require_umap
+from retriever.listening import Progress, silent
 from retriever.recipes import RecipeLike
 from retriever.retriever import QueryLike, Retriever
 
@@ -31,7 +32,7 @@ def write_report(
     *,
     recipes: Mapping[str, RecipeLike] | None = None,
     settings: ReportSettings | None = None,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> int:
     """Writes the report on an index: one HTML file that needs nothing else and asks the network for nothing.
 

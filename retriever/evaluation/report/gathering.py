@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
@@ -20,13 +20,12 @@ from retriever.evaluation.report.projection import METHODS
 from retriever.evaluation.results import Evaluation, QueryResult
 from retriever.example import Example, Json, as_query
 from retriever.keys import text_hash
+from retriever.listening import Progress
 from retriever.ranking.recipe import Recipe
 from retriever.recipes import RecipeLike
 from retriever.retriever import QueryLike, Retriever
 from retriever.selection import Selection
 from retriever.snapshot import Snapshot
-
-Progress = Callable[[str, int, int], None]
 
 _LONGEST_CLASS = 100
 _FINDINGS = 5
