@@ -137,7 +137,7 @@ def _build(
             stored_embedder=about,
             weight=settings.weight,
             recipe=settings.recipe.to_dict(),
-            known=Reused(_indexed(session, about, settings.index.vectors), saved),
+            known=Reused(_indexed(session, about, settings.index.vectors, tell.note), saved),
             progress=tell.progress,
         )
     except BaseException:
@@ -195,12 +195,12 @@ def check_size(rows: int, most: int) -> None:
         )
 
 
-def _indexed(session: Session, about: StoredEmbedder, vectors: str) -> Snapshot | None:
+def _indexed(session: Session, about: StoredEmbedder, vectors: str, note: Note) -> Snapshot | None:
     """What is indexed already, if its vectors are of the same space to the last bit, and give the type's own."""
     if session.current is None:
         return None
     # They become part of what is published now, so they must be what was published then.
-    view = open_snapshot(session.root, session.pool, verify=True, note=lambda line: None)
+    view = open_snapshot(session.root, session.pool, verify=True, note=note)
     same = StoredEmbedder.from_generation(view.base.generation).space == about.space
     return view if same and gives(view.base.settings.vectors, vectors) else None
 

@@ -21,7 +21,7 @@ from retriever.embedders import Embedder, EmbedderSource
 from retriever.errors import EmbedderError, Incompatible, IndexCorrupt, IndexMissing
 from retriever.evaluation.calibration import Calibration
 from retriever.keys import Key
-from retriever.listening import Note, Progress, silent
+from retriever.listening import Note, Progress, log_note, silent
 from retriever.opening import pool_path, read_current
 from retriever.pool import Pool
 from retriever.publishing import about_of, publish
@@ -56,7 +56,7 @@ def repair(
     path: str | Path,
     *,
     embedder: EmbedderSource | None = None,
-    note: Note = silent,
+    note: Note = log_note,
     progress: Progress = silent,
 ) -> Repair:
     """Builds a new generation from the pool if the current one, or CURRENT, is damaged.
@@ -67,7 +67,7 @@ def repair(
     Args:
         path: The index directory.
         embedder: The embedder, where the index was built with an object of the caller's.
-        note: Told in one line what a reader should know.
+        note: Told in one line what a reader should know; by default the logger `retriever` warns.
         progress: Told how far the work is.
 
     Raises:
