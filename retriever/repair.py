@@ -280,7 +280,7 @@ def _rebuild(
     lost = FILE in found.about and found.adaptation is None
     if lost:
         note("the map that the index was adapted by is lost: adapt it again (retriever adapt)")
-        weight = _given(fusion)
+        weight = fusion.if_given()
     texts = {text for text, _ in rows}
     complete = texts <= known.places.keys() and (not settings.token_vectors or texts <= known.kept.keys())
     embedder: Embedder | None = None
@@ -290,7 +290,7 @@ def _rebuild(
         embedder, now = load_for(key, given or about.pool_source, pool, revision, note)
         if now.space != about.space:
             note(f"the embedder is not to the last bit what it was: all {len(texts):,} texts are embedded again")
-            known, weight = _Known({}, {}), fusion if found.adaptation is not None else _given(fusion)
+            known, weight = _Known({}, {}), fusion if found.adaptation is not None else fusion.if_given()
         about = now if now.space != about.space else replace(about, files=now.files)
     published = publish(
         root,
@@ -307,11 +307,6 @@ def _rebuild(
     )
     pool.settle(revision, published.about)
     return Repair(published.current.generation, len(texts) - known.saved, known.saved)
-
-
-def _given(fusion: Calibration) -> Calibration | None:
-    """The fusion weight that the user has given; None, so that it is calibrated again, for any other."""
-    return fusion if fusion.objective == "given" else None
 
 
 def _embeds_queries(key: Key, about: StoredEmbedder) -> bool:

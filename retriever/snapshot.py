@@ -110,6 +110,11 @@ class Base:
             raise IndexCorrupt(generation.path, f"contradicts itself: {error}", fix=fix) from error
         return base
 
+    @property
+    def calibration(self) -> Calibration:
+        """The fusion weight, and where it comes from."""
+        return Calibration.from_dict(self.generation.manifest["fusion"])
+
     def moved(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """Vectors of the embedder as the dense channel takes them, float32, shape (n, dim)."""
         return vectors if self.adaptation is None else self.adaptation.moved(vectors)

@@ -134,7 +134,7 @@ def compact(
     """
     generation = snapshot.base.generation
     if searched is None:
-        searched = Searched(snapshot.base.adaptation, Calibration.from_dict(generation.manifest["fusion"]))
+        searched = Searched(snapshot.base.adaptation, snapshot.base.calibration)
     generations.collect(session.root, session.current)
     published = publish(
         session.root,

@@ -145,7 +145,7 @@ def supervision_of(snapshot: Snapshot, encoder: QueryEncoder, teacher: Teacher) 
             f"{teacher.name} prefers no example of the pool to another",
             expected="outcomes that differ, of demonstrations that are in the pool",
         )
-    return LogSupervision(sample, evidence, _fusion(snapshot))
+    return LogSupervision(sample, evidence, snapshot.base.calibration)
 
 
 def adapt(
@@ -171,7 +171,7 @@ def adapt(
     items = supervision.items
     if len(items) < FEWEST:
         return Adapted(False, too_few(supervision), supervision.source, len(items))
-    fixed = given_weight(snapshot)
+    fixed = snapshot.base.calibration.if_given()
     verdict, matrix = _judged(supervision, encoder.stored.dim, settings, fixed, progress)
     found = Adapted(
         matrix is not None, reason(verdict), supervision.source, len(items), verdict.compared, verdict.share
@@ -215,16 +215,6 @@ def about_learned(supervision: Supervision, verdict: Verdict, teacher: Teacher) 
         "share": verdict.share,
         "compared": [one.to_dict() for one in verdict.compared],
     }
-
-
-def given_weight(snapshot: Snapshot) -> Calibration | None:
-    """The fusion weight, if the user has set it."""
-    fusion = _fusion(snapshot)
-    return fusion if fusion.objective == "given" else None
-
-
-def _fusion(snapshot: Snapshot) -> Calibration:
-    return Calibration.from_dict(snapshot.base.generation.manifest["fusion"])
 
 
 def too_few(supervision: Supervision) -> str:

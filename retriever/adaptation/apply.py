@@ -14,7 +14,6 @@ from retriever.adaptation.supervision import SOURCES
 from retriever.adaptation.training import FinetuneSettings
 from retriever.embedders import Embedder, same_space
 from retriever.errors import Incompatible, InvalidInput
-from retriever.evaluation.calibration import Calibration
 from retriever.formats import BadRow, Limits, Source
 from retriever.listening import Note, Progress, silent
 from retriever.live import LiveIndex
@@ -88,8 +87,7 @@ def undo(live: LiveIndex, progress: Progress, note: Note) -> None:
     """Goes back to what the index searched before it was adapted; see `Retriever.undo_adaptation`."""
     with live.session() as session:
         snapshot, base = live.snapshot, live.encoder.stored.base
-        fusion = Calibration.from_dict(snapshot.base.generation.manifest["fusion"])
-        weight = fusion if fusion.objective == "given" else None
+        weight = snapshot.base.calibration.if_given()
         if snapshot.base.adaptation is not None:
             live.compact(session, searched=writing.Searched(None, weight))
         elif base is not None:

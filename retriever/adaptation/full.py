@@ -21,7 +21,6 @@ from retriever.adaptation.adapt import (
     Teacher,
     Tuned,
     about_learned,
-    given_weight,
     reason,
     supervision_of,
     too_few,
@@ -78,7 +77,7 @@ def adapt_fully(
     if len(items) < FEWEST:
         return Adapted(False, too_few(supervision), supervision.source, len(items))
     learned = _Learner(stored, supervision, settings, progress, note)
-    fixed = given_weight(snapshot)
+    fixed = snapshot.base.calibration.if_given()
     verdict = supervision.judge(learned.space, fixed=fixed, tried=TRIED, shares=(1.0,))
     found = Adapted(
         verdict.kept, reason(verdict), supervision.source, len(items), verdict.compared, float(verdict.kept)

@@ -71,6 +71,10 @@ class Calibration:
         if not 0.0 <= self.weight <= 1.0:
             raise InvalidInput(f"fusion weight {self.weight}", expected="a share of the dense channel, from 0 to 1")
 
+    def if_given(self) -> Calibration | None:
+        """Itself where the user gave the weight; None for any other, so that it is calibrated again."""
+        return self if self.objective == "given" else None
+
     def to_dict(self) -> dict[str, Json]:
         """For the manifest."""
         return {**asdict(self), "utilities": list(self.utilities)}

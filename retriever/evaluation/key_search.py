@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 
 from indexes import generation as generations
-from retriever.adaptation.adapt import given_weight
 from retriever.embedders import Embedder
 from retriever.errors import InvalidInput
 from retriever.evaluation.calibration import Calibration
@@ -152,15 +151,14 @@ def _tried(
         settings=replace(snapshot.base.settings, key=key),
         embedder=embedder,
         stored_embedder=about,
-        weight=given_weight(snapshot),
+        weight=snapshot.base.calibration.if_given(),
         recipe=snapshot.base.recipe,
         known=Reused(snapshot if about.space == own.space else None),
         progress=lambda stage, done, total: progress(f"{key}: {stage}", done, total),
     )
     generation = generations.open_current(root, published.current, verify=False)
     view = Snapshot.of(Base.load(generation, verify=False), snapshot.pool)
-    alive = slice(None) if snapshot.alive is None else snapshot.alive
-    if np.array_equal(view.text_hashes, snapshot.text_hashes[alive]):
+    if np.array_equal(view.text_hashes, snapshot.text_hashes[snapshot.live]):
         generation.close()
         raise InvalidInput(
             f"the key {key!r}, by which every example has the text that it has by {snapshot.key.spec!r}",
