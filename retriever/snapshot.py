@@ -343,6 +343,11 @@ class Snapshot:
         alive[list(self.removed)] = False
         return alive
 
+    @property
+    def live(self) -> Rows:
+        """The rows of the index that are not removed, ascending, int64, shape (examples,)."""
+        return np.arange(len(self.rows)) if self.alive is None else np.flatnonzero(self.alive)
+
     @cached_property
     def index(self) -> HybridIndex:
         """Both channels over generation and tail."""
@@ -410,7 +415,7 @@ class Snapshot:
         Raises:
             IndexCorrupt: The pool does not hold these rows and no others.
         """
-        places = np.arange(len(self.rows)) if self.alive is None else np.flatnonzero(self.alive)
+        places = self.live
         expected = zip(places.tolist(), self.rows[places].tolist(), strict=True)
         for pool_row in self.pool.examples(self.revision.number):
             place, row = next(expected, (0, 0))

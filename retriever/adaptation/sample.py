@@ -56,8 +56,8 @@ class Sample:
             encoder: Embeds queries.
             also: Rows of the index that have to be among them.
         """
-        alive = np.arange(len(snapshot.rows)) if snapshot.alive is None else np.flatnonzero(snapshot.alive)
-        drawn = alive[permutation(len(alive), 0, "", "learned from")[:MOST_ROWS]]
+        live = snapshot.live
+        drawn = live[permutation(len(live), 0, "", "learned from")[:MOST_ROWS]]
         places = np.union1d(drawn, drawn[:0] if also is None else also)
         examples = snapshot.examples(places)
         texts = [snapshot.key.text(example) for example in examples]

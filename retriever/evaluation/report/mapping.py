@@ -78,8 +78,8 @@ def map_of(
         method: `pca`, or `umap`, which is `pca` where UMAP finds nothing to lay out.
     """
     snapshot = retriever.snapshot
-    alive = np.arange(len(snapshot.rows)) if snapshot.alive is None else np.flatnonzero(snapshot.alive)
-    shuffled = alive[permutation(len(alive), seed, "", "map")]
+    live = snapshot.live
+    shuffled = live[permutation(len(live), seed, "", "map")]
     asked = np.sort(permutation(len(given), seed, "", "map queries")[:queries]).tolist()
     picked = snapshot.places_of(list({one: None for place in asked for one in selections[place].ids[:MOST_PICKS]}))
     shown = np.union1d(shuffled[:examples], np.array(list(picked.values()), dtype=np.int64))
