@@ -115,11 +115,8 @@ def _readable(root: Path, pool: Pool) -> Current | None:
 
 def _manifests(root: Path, current: Current | None) -> list[Manifest]:
     """The manifests that are intact, newest first, without those of a writer that did not get as far as CURRENT."""
-    names = generations.generations(root)
-    if current is not None:
-        names = [name for name in names if int(name[4:]) <= int(current.generation[4:])]
     found = []
-    for name in reversed(names):
+    for name in reversed(generations.published(root, current)):
         with contextlib.suppress(IndexCorrupt, Incompatible):
             found.append(generations.read_manifest(root, name))
     return found
@@ -161,16 +158,14 @@ def _about(root: Path, pool: Pool, current: Current | None) -> Mapping[str, obje
 
     An older manifest may be that of another build.
     """
-    manifests = _manifests(root, current)
     if current is not None:
         with contextlib.suppress(IndexCorrupt):
-            manifest = generations.read_manifest(root, current.generation, current.manifest)
-            return about_of(manifest)
+            return about_of(generations.read_manifest(root, current.generation, current.manifest))
     if about := pool.about():
         return about
-    if not manifests:
-        raise IndexCorrupt(root, "neither a manifest nor the pool tells how it was built", fix="build it again")
-    return about_of(manifests[0])
+    for manifest in _manifests(root, current):
+        return about_of(manifest)
+    raise IndexCorrupt(root, "neither a manifest nor the pool tells how it was built", fix="build it again")
 
 
 @dataclass(frozen=True)
