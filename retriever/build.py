@@ -10,7 +10,7 @@ from indexes import files
 from indexes import generation as generations
 from indexes.ann_choice import planned_bytes
 from indexes.vector_storage import gives
-from retriever.adaptation.stored import FILE
+from retriever.adaptation.stored import is_adapted
 from retriever.embedders import Embedder, EmbedderSource, prompts_of
 from retriever.errors import BadRows, InvalidInput, OutOfSpace
 from retriever.evaluation.calibration import Calibration
@@ -156,9 +156,7 @@ def _build(
 def _is_adapted(session: Session) -> bool:
     if session.current is None:
         return False
-    manifest = generations.read_manifest(session.root, session.current.generation, session.current.manifest)
-    embedder = manifest["embedder"]
-    return FILE in manifest or (isinstance(embedder, dict) and "tuned" in embedder)
+    return is_adapted(generations.read_manifest(session.root, session.current.generation, session.current.manifest))
 
 
 def _check_plan(pool: Pool, revision: Revision, embedder: Embedder, settings: BuildSettings, tell: Told) -> None:

@@ -29,7 +29,7 @@ from indexes.postings import Postings, check_postings
 from indexes.reference import RankBM25Index
 from indexes.vector_storage import TYPES, VectorRows
 from indexes.vocabulary import Vocabulary, check_vocabulary
-from retriever.adaptation.stored import Adaptation, adapted_rows
+from retriever.adaptation.stored import Adaptation, adapted_rows, is_adapted
 from retriever.errors import IndexCorrupt, InvalidInput
 from retriever.evaluation.calibration import Calibration
 from retriever.example import Example, Json
@@ -37,7 +37,6 @@ from retriever.keys import Key, text_hash
 from retriever.pool import Pool, PoolRow
 from retriever.revisions import Revision
 from retriever.settings import IndexSettings
-from retriever.stored_embedder import StoredEmbedder
 from retriever.token_storage import StoredTokens, stored_tokens
 
 Rows: TypeAlias = NDArray[np.int64]
@@ -374,7 +373,7 @@ class Snapshot:
 
         Held-out examples of such an index ask a space that was made for their own answers.
         """
-        return self.base.adaptation is not None or StoredEmbedder.from_generation(self.base.generation).is_tuned
+        return is_adapted(self.base.generation.manifest)
 
     @property
     def dim(self) -> int:
