@@ -21,9 +21,7 @@ from indexes.dense import DenseIndex, Segment
 from indexes.files import Buffer
 from indexes.generation import Manifest
 from indexes.hybrid import HybridIndex
-from indexes.lexical import BM25Index
 from indexes.postings import Postings
-from indexes.reference import RankBM25Index
 from indexes.vector_storage import VectorRows
 from indexes.vocabulary import Vocabulary
 from retriever.adaptation.stored import Adaptation
@@ -145,9 +143,8 @@ def publish(
         rows = rows.stored(texts.number)
     searched = rows if adaptation is None else adaptation.moved_rows(rows)
     segment = Segment(searched)
-    kind = RankBM25Index if settings.lexical == "rank-bm25" else BM25Index
     # Calibration needs the exact index; whether FAISS proposes the same rows is another question.
-    index = HybridIndex(DenseIndex([segment]), kind([postings], settings.scoring()))
+    index = HybridIndex(DenseIndex([segment]), settings.lexical_index([postings]))
     calibration = _weight(
         weight, index, pool, key, texts, embedder, stored_embedder.prompts, adaptation, analyze, progress
     )

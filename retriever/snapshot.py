@@ -24,9 +24,7 @@ from indexes.ann import AnnIndex
 from indexes.dense import DenseIndex, Segment
 from indexes.generation import Generation, Manifest
 from indexes.hybrid import HybridIndex
-from indexes.lexical import BM25Index
 from indexes.postings import Postings, check_postings
-from indexes.reference import RankBM25Index
 from indexes.vector_storage import TYPES, VectorRows
 from indexes.vocabulary import Vocabulary, check_vocabulary
 from retriever.adaptation.stored import Adaptation, adapted_rows, is_adapted
@@ -350,9 +348,7 @@ class Snapshot:
     @cached_property
     def index(self) -> HybridIndex:
         """Both channels over generation and tail."""
-        segments = [self.base.postings, *self.tail.postings()]
-        kind = RankBM25Index if self.base.settings.lexical == "rank-bm25" else BM25Index
-        lexical = kind(segments, self.base.settings.scoring(), self.removed)
+        lexical = self.base.settings.lexical_index([self.base.postings, *self.tail.postings()], self.removed)
         dense = [self.base.vectors]
         if len(self.tail):
             dense.append(Segment.of(np.stack([one.searched for one in self.tail.added]), self.base.settings.vectors))
