@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from indexes.errors import to_repair
 from retriever import writing
 from retriever.embedders import Embedder, EmbedderSettings, EmbedderSource
 from retriever.errors import IndexCorrupt, RetrieverError
@@ -92,7 +93,7 @@ class LiveIndex:
                     self.snapshot.base.generation.path,
                     f"the newest state that can be read is revision {self.snapshot.revision.number}",
                     expected=f"revision {session.revision.number}",
-                    fix=f"repair it before it is changed: retriever verify {self.path} --repair",
+                    fix=to_repair(self.path, " before it is changed"),
                 )
             yield session
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from indexes import current as currents
 from indexes import generation as generations
 from indexes.current import Current, current_path
+from indexes.errors import to_repair
 from indexes.generation import Generation
 from retriever import verified
 from retriever.embedders import same_space
@@ -68,9 +69,7 @@ def read_current(root: Path, pool: Pool) -> Current | None:
     try:
         return currents.read_current(root)
     except IndexMissing:
-        raise IndexCorrupt(
-            current_path(root), "is missing", fix=f"repair it: retriever verify {root} --repair"
-        ) from None
+        raise IndexCorrupt(current_path(root), "is missing", fix=to_repair(root)) from None
 
 
 def open_snapshot(root: Path, pool: Pool, *, verify: bool, remember: bool = False, note: Note) -> Snapshot:
@@ -111,7 +110,7 @@ def open_snapshot(root: Path, pool: Pool, *, verify: bool, remember: bool = Fals
     raise IndexCorrupt(
         pool_path(root),
         "lacks the vectors of examples that were added",
-        fix=f"repair it: retriever verify {root} --repair",
+        fix=to_repair(root),
     )
 
 

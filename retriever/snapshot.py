@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from indexes.analyzers import Analyzer, analyzer
 from indexes.ann import AnnIndex
 from indexes.dense import DenseIndex, Segment
+from indexes.errors import to_repair
 from indexes.generation import Generation, Manifest
 from indexes.hybrid import HybridIndex
 from indexes.postings import Postings, check_postings
@@ -103,7 +104,7 @@ class Base:
                 check_vocabulary(base.ids, "id")
             _check_rows(base)
         except (InvalidInput, KeyError, TypeError, ValueError, AttributeError) as error:
-            fix = f"repair it: retriever verify {generation.path.parent} --repair"
+            fix = to_repair(generation.path.parent)
             raise IndexCorrupt(generation.path, f"contradicts itself: {error}", fix=fix) from error
         return base
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexes.arrays import npy
+from indexes.errors import to_repair
 from indexes.files import Buffer
 from indexes.generation import Generation
 from indexes.late_interaction import TokenVectors
@@ -163,7 +164,7 @@ def stored_tokens(generation: Generation, rows: int) -> StoredTokens:
     """
     vectors = generation.array(VECTORS, np.float16)
     offsets, ids = generation.array(OFFSETS, np.int64), generation.array(IDS, np.int32)
-    fix = f"repair it: retriever verify {generation.path.parent} --repair"
+    fix = to_repair(generation.path.parent)
     path = generation.path / f"{OFFSETS}.npy"
     try:
         tokens = TokenVectors(vectors, offsets)
