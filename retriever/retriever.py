@@ -134,7 +134,8 @@ class Retriever:
             overwrite: Whether an index that is there gets these examples instead of its own.
             max_memory: Bytes; a build that is predicted to need more is refused before it embeds anything, and a
                 recall that is asked for is met within it. None for what `settings` say, if anything.
-            recipe: What `select` goes by where it is told nothing else; see there. The index stores it.
+            recipe: What `select` goes by where it is told nothing else: a `Recipe`, a mapping, or the path of a TOML or
+                `.json` file; None for the defaults. The index stores it.
             on_bad: Called with each bad row.
             on_plan: Called before the work starts with what it is predicted to need.
             note: Told in one line what a reader should know; by default the logger `retriever` warns.

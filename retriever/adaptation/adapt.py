@@ -87,12 +87,12 @@ class Adapted:
     """What came of it.
 
     Attributes:
-        kept: Whether the index has the map now.
+        kept: Whether the index has what was learned now, a map or a model.
         reason: Why, or why not.
         source: What was learned from: one of `SOURCES`, or `feedback`.
         examples: How many examples that was, or queries of feedback.
-        compared: What the map changes on held-out examples.
-        share: How far from the identity toward the learned map the one that was judged goes.
+        compared: What it changes on held-out examples, or on held-out queries of feedback.
+        share: How far from the identity toward the learned map the one that was judged goes; 1 for a model.
         adaptation: The map, when it is worth having.
         tuned: The model that was fine-tuned, when it is.
         calibration: The fusion weight that goes with it; None to calibrate it when it is published.
@@ -162,7 +162,7 @@ def adapt(
         encoder: Embeds queries, where they are embedded in another way than examples.
         settings: How the map is learned.
         progress: Told how far the work is.
-        teacher: A log, or what of the pool; see there.
+        teacher: A log, or one of `SOURCES` of the pool; None for its labels, else its outputs.
 
     Raises:
         InvalidInput: As `supervision_of`.

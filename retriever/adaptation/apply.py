@@ -84,7 +84,20 @@ def _loaded(tuned: Tuned, before: StoredEmbedder, note: Note) -> tuple[Embedder,
 
 
 def undo(live: LiveIndex, progress: Progress, note: Note) -> None:
-    """Goes back to what the index searched before it was adapted; see `Retriever.undo_adaptation`."""
+    """Goes back to what the index searched before it was adapted; see `Retriever.undo_adaptation`.
+
+    Args:
+        live: The index.
+        progress: Told how far the work is.
+        note: Told in one line what a reader should know.
+
+    Raises:
+        InvalidInput: The index is not adapted.
+        Incompatible: The former embedder is not the one it was, or is not at hand.
+        EmbedderError: It cannot be loaded.
+        IndexLocked: Another process is writing.
+        StorageError: The operating system refuses; `OutOfSpace` when the disk has no room.
+    """
     with live.session() as session:
         snapshot, base = live.snapshot, live.encoder.stored.base
         weight = snapshot.base.calibration.if_given()

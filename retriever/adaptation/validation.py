@@ -1,4 +1,4 @@
-"""Validation: whether a learned map helps on examples that it has not seen.
+"""Validation: whether what was learned, a map or a model, helps on examples that it has not seen.
 
 The pool is cut into folds by key text. For each, a map is learned from the other folds, and examples of the fold ask
 for their neighbours among these: what a new query would get from the examples that were learned from. How far to go
@@ -74,7 +74,7 @@ class Compared:
     Attributes:
         metric: Its name.
         before: Its mean with the embedder's own vectors.
-        after: Its mean with mapped ones.
+        after: Its mean with those of the learned map or model.
         error: The standard error of the difference, paired by example.
     """
 
