@@ -41,7 +41,7 @@ class BuildSettings:
     Attributes:
         index: How examples are indexed.
         embedder: What embeds them.
-        weight: The fusion weight; None calibrates it.
+        calibration: The fusion weight; None calibrates it.
         strict: Whether a bad row fails the build instead of being set aside.
         overwrite: Whether the examples may take the place of those of an index that is there.
         max_rows: The most examples that are taken.
@@ -51,7 +51,7 @@ class BuildSettings:
 
     index: IndexSettings
     embedder: EmbedderSource = "auto"
-    weight: Calibration | None = None
+    calibration: Calibration | None = None
     strict: bool = False
     overwrite: bool = False
     max_rows: int = Limits.rows
@@ -135,7 +135,7 @@ def _build(
             settings=settings.index,
             embedder=lambda: embedder,
             stored_embedder=about,
-            weight=settings.weight,
+            calibration=settings.calibration,
             recipe=settings.recipe.to_dict(),
             known=Reused(_indexed(session, about, settings.index.vectors, tell.note), saved),
             progress=tell.progress,

@@ -113,7 +113,7 @@ def publish(
     settings: IndexSettings,
     embedder: Callable[[], Embedder],
     stored_embedder: StoredEmbedder,
-    weight: Calibration | None,
+    calibration: Calibration | None,
     recipe: Mapping[str, Json],
     adaptation: Adaptation | None = None,
     known: Known,
@@ -128,7 +128,7 @@ def publish(
         settings: How examples are indexed.
         embedder: Gives what embeds them; not called when nothing needs it.
         stored_embedder: What is stored of the embedder.
-        weight: The fusion weight; None calibrates it.
+        calibration: The fusion weight; None calibrates it.
         recipe: How demonstrations are selected where nobody says otherwise; see `Recipe.to_dict`.
         adaptation: The map that rows and queries go through; None for none.
         known: Where vectors may be had without embedding.
@@ -145,8 +145,8 @@ def publish(
     segment = Segment(searched)
     # Calibration needs the exact index; whether FAISS proposes the same rows is another question.
     index = HybridIndex(DenseIndex([segment]), settings.lexical_index([postings]))
-    calibration = _weight(
-        weight, index, pool, key, texts, embedder, stored_embedder.prompts, adaptation, analyze, progress
+    fusion = _fusion(
+        calibration, index, pool, key, texts, embedder, stored_embedder.prompts, adaptation, analyze, progress
     )
     content = _content(texts, rows, postings)
     if adaptation is not None:
@@ -164,7 +164,7 @@ def publish(
         if ann is not None:
             content["ann.faiss"] = [ann.to_bytes()]
     content |= stored_embedder.files
-    about = about_index(settings, stored_embedder, calibration, recipe, adaptation)
+    about = about_index(settings, stored_embedder, fusion, recipe, adaptation)
     state = {
         "revision": revision.number,
         "chain": revision.chain,
@@ -184,7 +184,7 @@ def publish(
         revision=revision.number,
         chain=revision.chain,
     )
-    return Published(current, about, calibration, key, report)
+    return Published(current, about, fusion, key, report)
 
 
 def ann_room(plan: BuildPlan, settings: IndexSettings) -> int | None:
@@ -247,8 +247,8 @@ def about_of(manifest: Manifest) -> dict[str, object]:
     return {name: manifest.get(name, {}) for name in _ABOUT} | adapted
 
 
-def _weight(
-    weight: Calibration | None,
+def _fusion(
+    calibration: Calibration | None,
     index: HybridIndex,
     pool: Pool,
     key: Key,
@@ -260,8 +260,8 @@ def _weight(
     progress: Progress,
 ) -> Calibration:
     """The weight that was given, or the calibrated one."""
-    if weight is not None:
-        return weight
+    if calibration is not None:
+        return calibration
     if not key.is_askable:
         return Calibration(UNCALIBRATED, "none")
 

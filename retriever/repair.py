@@ -271,21 +271,22 @@ def _rebuild(
     )
     about = found.embedder
     fusion = Calibration.from_dict(found.about["fusion"])
-    weight: Calibration | None = fusion
+    calibration: Calibration | None = fusion
     lost = FILE in found.about and found.adaptation is None
     if lost:
         note("the map that the index was adapted by is lost: adapt it again (retriever adapt)")
-        weight = fusion.if_given()
+        calibration = fusion.if_given()
     texts = {text for text, _ in rows}
     complete = texts <= known.places.keys() and (not settings.token_vectors or texts <= known.kept.keys())
     embedder: Embedder | None = None
     if about.is_fitted and about.files:
         embedder = about.fitted(note)
-    elif about.is_fitted or not complete or (weight is None and _embeds_queries(key, about)):
+    elif about.is_fitted or not complete or (calibration is None and _embeds_queries(key, about)):
         embedder, now = load_for(key, given or about.pool_source, pool, revision, note)
         if now.space != about.space:
             note(f"the embedder is not to the last bit what it was: all {len(texts):,} texts are embedded again")
-            known, weight = _Known({}, {}), fusion if found.adaptation is not None else fusion.if_given()
+            known = _Known({}, {})
+            calibration = fusion if found.adaptation is not None else fusion.if_given()
         about = now if now.space != about.space else replace(about, files=now.files)
     published = publish(
         root,
@@ -294,7 +295,7 @@ def _rebuild(
         settings=settings,
         embedder=lambda: _present(embedder),
         stored_embedder=about,
-        weight=weight,
+        calibration=calibration,
         recipe=dict(found.about["recipe"]),  # type: ignore[call-overload]
         adaptation=found.adaptation,
         known=known,

@@ -172,7 +172,16 @@ class Retriever:
         default = Recipe.of(recipe)
         if recipe is not None:
             check_default(default, bounds, index)
-        asked = BuildSettings(index, embedder, given, strict, overwrite, bounds.rows, room, default)
+        asked = BuildSettings(
+            index=index,
+            embedder=embedder,
+            calibration=given,
+            strict=strict,
+            overwrite=overwrite,
+            max_rows=bounds.rows,
+            max_memory=room,
+            recipe=default,
+        )
         tell = Told(note, progress, on_plan)
         used = build_index(Path(path), read, asked, log=log, tell=tell)
         if log.count and on_bad is None:

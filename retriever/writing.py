@@ -107,11 +107,11 @@ class Searched:
 
     Attributes:
         adaptation: The map that rows and queries go through; None for the embedder's own vectors.
-        weight: The fusion weight; None calibrates it.
+        calibration: The fusion weight; None calibrates it.
     """
 
     adaptation: Adaptation | None
-    weight: Calibration | None
+    calibration: Calibration | None
 
 
 def compact(
@@ -143,7 +143,7 @@ def compact(
         settings=snapshot.base.settings,
         embedder=embedder,
         stored_embedder=StoredEmbedder.from_generation(generation),
-        weight=searched.weight,
+        calibration=searched.calibration,
         recipe=snapshot.base.recipe if recipe is None else recipe.to_dict(),
         adaptation=searched.adaptation,
         known=Reused(snapshot),
@@ -172,7 +172,7 @@ def embed_again(
     snapshot: Snapshot,
     embedder: Callable[[], Embedder],
     about: StoredEmbedder,
-    weight: Calibration | None,
+    calibration: Calibration | None,
     progress: Progress,
     rekeyed: Rekeyed | None = None,
 ) -> None:
@@ -184,7 +184,7 @@ def embed_again(
             on they would be taken for this embedder's, of these texts.
         embedder: Gives what embeds from now on; not called when nothing needs it.
         about: What is stored of it.
-        weight: The fusion weight; None calibrates it.
+        calibration: The fusion weight; None calibrates it.
         progress: Told how far the work is.
         rekeyed: The key that there is from now on, and the recipe; None leaves both as they are.
     """
@@ -199,7 +199,7 @@ def embed_again(
         settings=base.settings if rekeyed is None else replace(base.settings, key=rekeyed.key),
         embedder=embedder,
         stored_embedder=about,
-        weight=weight,
+        calibration=calibration,
         recipe=base.recipe if rekeyed is None else rekeyed.recipe.to_dict(),
         known=Reused(None if rekeyed is None else rekeyed.indexed),
         progress=progress,

@@ -100,12 +100,12 @@ def undo(live: LiveIndex, progress: Progress, note: Note) -> None:
     """
     with live.session() as session:
         snapshot, base = live.snapshot, live.encoder.stored.base
-        weight = snapshot.base.calibration.if_given()
+        calibration = snapshot.base.calibration.if_given()
         if snapshot.base.adaptation is not None:
-            live.compact(session, searched=writing.Searched(None, weight))
+            live.compact(session, searched=writing.Searched(None, calibration))
         elif base is not None:
             embedder, about = _former(base, live, session, note)
-            live.embed_again(session, lambda: embedder, about, weight, progress)
+            live.embed_again(session, lambda: embedder, about, calibration, progress)
         else:
             raise InvalidInput("an index that is not adapted", expected="one that is, to undo it")
 

@@ -151,7 +151,7 @@ def _tried(
         settings=replace(snapshot.base.settings, key=key),
         embedder=embedder,
         stored_embedder=about,
-        weight=snapshot.base.calibration.if_given(),
+        calibration=snapshot.base.calibration.if_given(),
         recipe=snapshot.base.recipe,
         known=Reused(snapshot if about.space == own.space else None),
         progress=lambda stage, done, total: progress(f"{key}: {stage}", done, total),
