@@ -184,7 +184,7 @@ def publish(
         revision=revision.number,
         chain=revision.chain,
     )
-    return Published(current, about, fusion, key, report)
+    return Published(current=current, about=about, calibration=fusion, key=key, ann=report)
 
 
 def ann_room(plan: BuildPlan, settings: IndexSettings) -> int | None:

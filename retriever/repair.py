@@ -224,7 +224,9 @@ class _Remains:
                 if adaptation is None and FILE in about and left.manifest.get(FILE) == about[FILE]:
                     adaptation = Adaptation.from_generation(left)
         newest = max(revisions, key=lambda revision: revision.number)
-        return cls(about, newest, vectors, tokens, learned, adaptation)
+        return cls(
+            about=about, newest=newest, vectors=vectors, tokens=tokens, embedder_files=learned, adaptation=adaptation
+        )
 
 
 def _key(about: Mapping[str, object]) -> str:

@@ -148,7 +148,7 @@ class Retriever:
             IndexLocked: Another process is writing the index.
             StorageError: The operating system refuses; `OutOfSpace` when the disk has no room.
         """
-        fields = Fields(input, output, rationale, label, id, task, meta)
+        fields = Fields(input=input, output=output, rationale=rationale, label=label, id=id, task=task, meta=meta)
         index = settings or IndexSettings()
         room = index.max_memory if max_memory is None else max_memory
         if index.recall is not None:

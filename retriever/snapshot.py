@@ -165,28 +165,28 @@ def _parse(generation: Generation) -> Base:
     if adaptation is not None and not len(adaptation.matrix) == searched.dim == embedded.dim:
         raise InvalidInput(f"a map of {len(adaptation.matrix)} components", expected=f"{embedded.dim}")
     return Base(
-        generation,
-        settings,
-        rows,
-        Segment(searched),
-        Postings(
-            Vocabulary(generation.array("terms", np.uint8), generation.array("term_offsets", np.int64)),
-            generation.array("posting_offsets", np.int64),
-            generation.array("posting_rows", np.int32),
-            generation.array("posting_counts", np.int32),
-            generation.array("lengths", np.int32),
+        generation=generation,
+        settings=settings,
+        rows=rows,
+        vectors=Segment(searched),
+        postings=Postings(
+            vocabulary=Vocabulary(generation.array("terms", np.uint8), generation.array("term_offsets", np.int64)),
+            offsets=generation.array("posting_offsets", np.int64),
+            rows=generation.array("posting_rows", np.int32),
+            counts=generation.array("posting_counts", np.int32),
+            lengths=generation.array("lengths", np.int32),
         ),
-        Vocabulary(generation.array("ids", np.uint8), generation.array("id_offsets", np.int64)),
-        generation.array("id_rows", np.int64),
-        generation.array("text_hashes", np.uint64),
-        None if ann is None else AnnIndex.from_bytes(ann),
-        stored_tokens(generation, len(rows)) if settings.token_vectors else None,
-        pool_revision(manifest),
-        int(pool["last_row"]),
-        Calibration.from_dict(manifest["fusion"]).weight,
-        dict(manifest.get("recipe", {})),  # type: ignore[call-overload]
-        embedded,
-        adaptation,
+        ids=Vocabulary(generation.array("ids", np.uint8), generation.array("id_offsets", np.int64)),
+        id_rows=generation.array("id_rows", np.int64),
+        text_hashes=generation.array("text_hashes", np.uint64),
+        ann=None if ann is None else AnnIndex.from_bytes(ann),
+        tokens=stored_tokens(generation, len(rows)) if settings.token_vectors else None,
+        revision=pool_revision(manifest),
+        last_row=int(pool["last_row"]),
+        weight=Calibration.from_dict(manifest["fusion"]).weight,
+        recipe=dict(manifest.get("recipe", {})),  # type: ignore[call-overload]
+        embedded=embedded,
+        adaptation=adaptation,
     )
 
 
@@ -294,7 +294,14 @@ class Snapshot:
     def _added(self, pool_row: PoolRow, vector: NDArray[np.float32], searched: NDArray[np.float32]) -> Added:
         text = self.key.text(pool_row.example)
         terms = tuple(self.analyze(text))
-        return Added(pool_row.row, pool_row.example.id, terms, text_hash(text), vector, searched)
+        return Added(
+            row=pool_row.row,
+            id=pool_row.example.id,
+            terms=terms,
+            text_hash=text_hash(text),
+            vector=vector,
+            searched=searched,
+        )
 
     def _newly_removed(self, pool_rows: Sequence[int]) -> dict[int, tuple[str, ...]]:
         here = self.places(pool_rows)

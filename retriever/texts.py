@@ -48,7 +48,13 @@ class Texts:
             hashes.append(text_hash(text))
         texts, hashed = every.strings(), np.frombuffer(hashes, dtype=np.uint64)
         number = numbered(texts, hashed)
-        return cls(np.frombuffer(rows, np.int64), ids.strings(), _distinct(texts, number), number, hashed)
+        return cls(
+            rows=np.frombuffer(rows, np.int64),
+            ids=ids.strings(),
+            texts=_distinct(texts, number),
+            number=number,
+            hashes=hashed,
+        )
 
     def __len__(self) -> int:
         """How many rows."""

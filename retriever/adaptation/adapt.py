@@ -174,7 +174,12 @@ def adapt(
     fixed = snapshot.base.calibration.if_given()
     verdict, matrix = _judged(supervision, encoder.stored.dim, settings, fixed, progress)
     found = Adapted(
-        matrix is not None, reason(verdict), supervision.source, len(items), verdict.compared, verdict.share
+        kept=matrix is not None,
+        reason=reason(verdict),
+        source=supervision.source,
+        examples=len(items),
+        compared=verdict.compared,
+        share=verdict.share,
     )
     if matrix is None:
         return found

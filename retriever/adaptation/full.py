@@ -80,7 +80,12 @@ def adapt_fully(
     fixed = snapshot.base.calibration.if_given()
     verdict = supervision.judge(learned.space, fixed=fixed, tried=TRIED, shares=(1.0,))
     found = Adapted(
-        verdict.kept, reason(verdict), supervision.source, len(items), verdict.compared, float(verdict.kept)
+        kept=verdict.kept,
+        reason=reason(verdict),
+        source=supervision.source,
+        examples=len(items),
+        compared=verdict.compared,
+        share=float(verdict.kept),
     )
     if not verdict.kept:
         return found

@@ -67,14 +67,14 @@ class Sample:
         known = dict(zip(texts, vectors, strict=True)) if prompts.query == prompts.example else {}
         numbers: dict[str, int] = {}
         return cls(
-            places,
-            examples,
-            texts,
-            np.array([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int64),
-            Frozen(vectors, encoder.queries, known),
-            BM25Index([Postings.from_documents(terms)], snapshot.base.settings.scoring()),
-            snapshot.analyze,
-            snapshot.key,
+            places=places,
+            examples=examples,
+            texts=texts,
+            copies=np.array([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int64),
+            frozen=Frozen(vectors, encoder.queries, known),
+            lexical=BM25Index([Postings.from_documents(terms)], snapshot.base.settings.scoring()),
+            analyze=snapshot.analyze,
+            key=snapshot.key,
         )
 
     def __len__(self) -> int:

@@ -316,7 +316,9 @@ def curate(snapshot: Snapshot, settings: CurateSettings, progress: Progress = si
         Curated(example, rank, gain) for rank, (example, gain) in enumerate(zip(examples, gains, strict=True), start=1)
     ]
     notes = _notes(settings, found, len(repeated))
-    return Curation(settings.strategy, settings.budget, tuple(picks), len(eligible), notes)
+    return Curation(
+        strategy=settings.strategy, budget=settings.budget, picks=tuple(picks), eligible=len(eligible), notes=notes
+    )
 
 
 def _held_rows(snapshot: Snapshot, ids: Sequence[str]) -> Integers:

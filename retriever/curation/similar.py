@@ -222,7 +222,13 @@ class _Grouped:
         for text, group in enumerate(number):
             members[group].append(text)
             by_words[words[group]].append(text)
-        return cls(list(numbers), number, members, by_words, np.array(words, dtype=np.int64))
+        return cls(
+            normals=list(numbers),
+            number=number,
+            members=members,
+            by_words=by_words,
+            words=np.array(words, dtype=np.int64),
+        )
 
 
 @dataclass(frozen=True)
@@ -273,14 +279,14 @@ class _Sets:
         elements = _joined(prefixes)
         offsets = np.concatenate([[0], np.cumsum(np.bincount(elements, minlength=len(numbers)))])
         return cls(
-            dict(zip(numbers, ranks.tolist(), strict=True)),
-            order,
-            sizes,
-            starts,
-            tokens,
-            offsets,
-            owners[np.argsort(elements, kind="stable")],
-            np.zeros(len(numbers), dtype=np.bool_),
+            rank=dict(zip(numbers, ranks.tolist(), strict=True)),
+            order=order,
+            sizes=sizes,
+            starts=starts,
+            tokens=tokens,
+            offsets=offsets,
+            places=owners[np.argsort(elements, kind="stable")],
+            marks=np.zeros(len(numbers), dtype=np.bool_),
         )
 
     def tokens_at(self, place: int) -> NDArray[np.int32]:

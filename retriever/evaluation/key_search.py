@@ -168,7 +168,16 @@ def _tried(
     if about.manifest != own.manifest:
         encoder = QueryEncoder(about, None if about.is_rounded else embedder(), note)
     selector = live.selector_of(view, encoder)
-    return Trial(key, snapshot, selector, published.calibration, live, limits, embedder, about)
+    return Trial(
+        key=key,
+        own=snapshot,
+        selector=selector,
+        calibration=published.calibration,
+        _live=live,
+        _limits=limits,
+        _embedder=embedder,
+        _about=about,
+    )
 
 
 def _embedder(

@@ -179,7 +179,15 @@ def tune(
     known = known_by(snapshot)
     given = _distinct(questions(snapshot, queries, leave_one_out, guard="near", seed=settings.seed))
     lacking = judgement_notes(snapshot, [grades.get(query.id, {}) for query in given])
-    asked = Asked(retriever, snapshot, given, grades, settings.prompt, settings.token_cost, progress)
+    asked = Asked(
+        retriever=retriever,
+        snapshot=snapshot,
+        queries=given,
+        qrels=grades,
+        prompt=settings.prompt,
+        token_cost=settings.token_cost,
+        progress=progress,
+    )
     others = {name: Recipe.of(recipe) for name, recipe in (recipes or {}).items()}
     for recipe in others.values():
         check_default(recipe, retriever.limits, snapshot.base.settings)
@@ -193,14 +201,14 @@ def tune(
         changes = gain.sure and chosen != 0 and not dry_run
         written = _kept(retriever, trials, found.measured.candidates[chosen], progress) if changes else None
     return Tuning(
-        known,
-        "queries" if leave_one_out is None else "leave-one-out",
-        _named(found.objective, settings),
-        _told(settings, len(found.crossed.own)) | dict(found.told),
-        tuple(_tried(found.measured, chosen, settings.bootstrap, snapshot.key)),
-        gain,
-        written,
-        (*lacking, *found.notes, *_few(gain), *([] if leave_one_out is None else _lent(keys))),
+        index=known,
+        asked="queries" if leave_one_out is None else "leave-one-out",
+        objective=_named(found.objective, settings),
+        settings=_told(settings, len(found.crossed.own)) | dict(found.told),
+        tried=tuple(_tried(found.measured, chosen, settings.bootstrap, snapshot.key)),
+        gain=gain,
+        written=written,
+        notes=(*lacking, *found.notes, *_few(gain), *([] if leave_one_out is None else _lent(keys))),
     )
 
 
@@ -303,7 +311,7 @@ def _gain(found: Search, bootstrap: Bootstrap) -> Gain:
         )
     apart = other - own
     interval = intervals(apart[:, np.newaxis], bootstrap)[0]
-    return Gain(len(own), _mean(own), _mean(other), _mean(apart), interval)
+    return Gain(queries=len(own), own=_mean(own), chosen=_mean(other), difference=_mean(apart), interval=interval)
 
 
 def _few(gain: Gain) -> list[str]:
@@ -337,7 +345,17 @@ def _tried(measured: Measured, chosen: int, bootstrap: Bootstrap, key: Key) -> l
             verdict = "chosen" if number == chosen else _verdict(difference, interval)
             count, mean = int(there.sum()), _mean(rows[place])
             of_key = one.key or key.spec
-            found[number] = Tried(one.name, one.recipe, of_key, count, mean, ends[place], difference, interval, verdict)
+            found[number] = Tried(
+                name=one.name,
+                recipe=one.recipe,
+                key=of_key,
+                queries=count,
+                mean=mean,
+                interval=ends[place],
+                difference=difference,
+                difference_interval=interval,
+                verdict=verdict,
+            )
     return [found[number] for number in sorted(found)]
 
 

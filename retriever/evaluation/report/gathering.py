@@ -267,13 +267,13 @@ def _pool(snapshot: Snapshot, progress: Progress) -> Pool:
     few = not labels and outputs and len(short) == len(outputs) and 10 * len(outputs) <= len(snapshot)
     counts = Counter({short[mark]: count for mark, count in outputs.items()}) if few else labels
     return Pool(
-        len(snapshot),
-        {name: of for name, of in lengths.items() if any(of)},
-        sorted(counts.items(), key=lambda one: (-one[1], one[0])),
-        "output" if few else "label",
-        len(snapshot) - outputs.total() if few else unlabelled,
-        several,
-        len(outputs),
+        examples=len(snapshot),
+        lengths={name: of for name, of in lengths.items() if any(of)},
+        classes=sorted(counts.items(), key=lambda one: (-one[1], one[0])),
+        classes_are="output" if few else "label",
+        unlabelled=len(snapshot) - outputs.total() if few else unlabelled,
+        several=several,
+        outputs=len(outputs),
     )
 
 
@@ -298,11 +298,11 @@ def _covered(retriever: Retriever, given: Sequence[Example], hidden: Sequence[Ex
         lexical = snapshot.index.lexical
         found.append(
             Covered(
-                query,
-                math.nan if best is None else best.channels.get("dense", math.nan),
-                None if best is None else best.example,
-                tuple(term for term in terms if not lexical.knows([term])),
-                len(terms),
+                query=query,
+                cosine=math.nan if best is None else best.channels.get("dense", math.nan),
+                nearest=None if best is None else best.example,
+                unknown=tuple(term for term in terms if not lexical.knows([term])),
+                terms=len(terms),
             )
         )
     order = np.argsort([-2.0 if math.isnan(one.cosine) else one.cosine for one in found], kind="stable")
@@ -330,11 +330,11 @@ def _usage(snapshot: Snapshot, selections: Sequence[Selection], pool: Pool, list
             if len(never) == listed:
                 break
     return Usage(
-        counts.total(),
-        [(examples[identity], count) for identity, count in most],
-        len(counts),
-        never,
-        [one for one in pool.classes if one[0] not in used],
+        picks=counts.total(),
+        most=[(examples[identity], count) for identity, count in most],
+        chosen=len(counts),
+        never=never,
+        never_classes=[one for one in pool.classes if one[0] not in used],
     )
 
 

@@ -98,10 +98,10 @@ def map_of(
         placed, shares, fitted = axes.of(together), axes.shares, len(rows)
     of_queries = placed[len(shown) :]
     return Map(
-        found,
-        placed[: len(shown)],
-        [counts[example.id] for example in found],
-        [
+        examples=found,
+        places=placed[: len(shown)],
+        chosen=[counts[example.id] for example in found],
+        queries=[
             Asked(
                 given[place],
                 (float(of_queries[row, 0]), float(of_queries[row, 1])),
@@ -109,7 +109,7 @@ def map_of(
             )
             for row, place in enumerate(asked)
         ],
-        "pca" if laid_out is None else "umap",
-        shares,
-        fitted,
+        method="pca" if laid_out is None else "umap",
+        shares=shares,
+        fitted=fitted,
     )
