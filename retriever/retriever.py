@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeAlias, Unpack, cast
+from typing import TYPE_CHECKING, Self, Unpack, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from retriever.embedders import EmbedderSource
 from retriever.embedders.base import unit_rows
 from retriever.errors import InvalidInput
 from retriever.evaluation.calibration import Calibration
-from retriever.example import Example, Json, as_query
+from retriever.example import Example, Json, QueryLike, as_query
 from retriever.formats import BadRow, BadRowLog, Fields, Limits, Source, read_examples
 from retriever.keys import Key
 from retriever.listening import Note, Progress, silent
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from retriever.adaptation.training import FinetuneSettings
     from retriever.evaluation.key_search import Trial
 
-QueryLike: TypeAlias = "str | Mapping[str, Json] | Example"
 
 _SHOWN = ("format", "created_by", "settings", "ann", "embedder", "fusion", "adaptation", "recipe")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,11 +75,16 @@ def numbered(texts: Strings, hashes: Hashes) -> Numbers:
     _, firsts, group = np.unique(hashes, return_index=True, return_inverse=True)
     again = np.flatnonzero(firsts[group] != np.arange(len(texts)))
     if any(texts.encoded(row) != texts.encoded(int(firsts[group[row]])) for row in again.tolist()):
-        numbers: dict[str, int] = {}
-        return np.array([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int64)
+        return by_appearance(texts)
     order = np.empty(len(firsts), dtype=np.int64)
     order[np.argsort(firsts)] = np.arange(len(firsts))
     return order[group]
+
+
+def by_appearance(values: Iterable[Hashable]) -> Numbers:
+    """Numbers values by first appearance, equal ones alike: int64, shape (values,)."""
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(value, len(numbers)) for value in values], dtype=np.int64)
 
 
 def _distinct(texts: Strings, number: Numbers) -> Strings:

@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,15 +31,13 @@ from retriever.adaptation.spaces import Frozen, Mapped
 from retriever.adaptation.training import FinetuneSettings
 from retriever.adaptation.validation import TOLERATED, Learn
 from retriever.embedders import TunedModel, encode_checked, load_embedder
+from retriever.embedders.sentence_transformer import SentenceTransformerEmbedder
 from retriever.embedders.torch_models import quiet
 from retriever.errors import InvalidInput
 from retriever.listening import Note, Progress
 from retriever.query_encoder import QueryEncoder
 from retriever.snapshot import Snapshot
 from retriever.stored_embedder import StoredEmbedder
-
-if TYPE_CHECKING:
-    from retriever.embedders.sentence_transformer import SentenceTransformerEmbedder
 
 TRIED = 1
 """Folds that are held out: each costs as much as the model that is kept in the end."""
@@ -144,8 +141,6 @@ class _Learner:
 
     def model(self, items: NDArray[np.int64]) -> SentenceTransformerEmbedder:
         """The model after it has learned from the items."""
-        from retriever.embedders.sentence_transformer import SentenceTransformerEmbedder
-
         source = replace(self._stored.source, engine="torch")
         embedder = load_embedder(source, note=self._note)
         if not isinstance(embedder, SentenceTransformerEmbedder):

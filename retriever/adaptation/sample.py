@@ -18,6 +18,7 @@ from retriever.keys import Key
 from retriever.query_encoder import QueryEncoder
 from retriever.ranking.seeding import permutation
 from retriever.snapshot import Snapshot
+from retriever.texts import by_appearance
 
 MOST_ROWS = 50_000
 """Rows that are learned from at most; the steps would not see more of them often enough."""
@@ -65,12 +66,11 @@ class Sample:
         vectors = snapshot.embedded(places)
         prompts = encoder.stored.prompts
         known = dict(zip(texts, vectors, strict=True)) if prompts.query == prompts.example else {}
-        numbers: dict[str, int] = {}
         return cls(
             places=places,
             examples=examples,
             texts=texts,
-            copies=np.array([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int64),
+            copies=by_appearance(texts),
             frozen=Frozen(vectors, encoder.queries, known),
             lexical=BM25Index([Postings.from_documents(terms)], snapshot.base.settings.scoring()),
             analyze=snapshot.analyze,

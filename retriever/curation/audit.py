@@ -30,7 +30,7 @@ from retriever.curation.neighbours import nearest_rows
 from retriever.curation.similar import Cluster, check_threshold, clusters, near_matches, said
 from retriever.curation.suspicious import BLANK_OUTPUT, SUSPICIONS, far_above, far_lengths
 from retriever.errors import InvalidInput
-from retriever.example import Example, Json
+from retriever.example import Example, Json, canonical
 from retriever.keys import text_hash
 from retriever.listening import Progress, Steps, silent
 from retriever.ranking.guard import normalised
@@ -45,7 +45,9 @@ KINDS = ("conflict", "copies", "leak", "outlier-label", "outlier-far", "suspicio
 
 _FEWEST_FOR_FAR = 50
 _CHANCE = 0.01
-_LONGEST_CLASS = 100
+LONGEST_CLASS = 100
+"""Characters that an output has at most where it is taken for the name of a class."""
+
 _LISTED = 5
 _SHOWN = 60
 _CONTEXT = 10
@@ -363,12 +365,12 @@ def _suspicious(columns: _Columns) -> Iterator[Finding]:
 def _classes(example: Example) -> frozenset[str]:
     """What an example is an instance of: its labels, else an output short enough to be the name of a class."""
     output = " ".join(example.output_text.split())
-    return example.labels or (frozenset({output}) if 0 < len(output) <= _LONGEST_CLASS else frozenset())
+    return example.labels or (frozenset({output}) if 0 < len(output) <= LONGEST_CLASS else frozenset())
 
 
 def _canonical(value: Json) -> str:
     """The same for values that differ in white space, or in the order of keys, only."""
-    return " ".join(value.split()) if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    return " ".join(value.split()) if isinstance(value, str) else canonical(value)
 
 
 def _grouped(rows: Iterable[int], value: Callable[[int], _Value]) -> dict[_Value, list[int]]:

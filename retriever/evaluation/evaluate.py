@@ -27,14 +27,14 @@ from retriever.evaluation.judged import NEEDS, Grades, Judged, Metric, default_m
 from retriever.evaluation.outcomes import Outcomes
 from retriever.evaluation.queries import Qrels, as_asked, flattered, held_out, judgement_notes
 from retriever.evaluation.results import Evaluated, Evaluation
-from retriever.example import Example, Json, as_query
+from retriever.example import Example, Json, QueryLike, as_query
 from retriever.listening import Progress, silent
 from retriever.prompting import Prompt
 from retriever.prompts import PromptOptions
 from retriever.ranking.guard import LEVELS, normalised
 from retriever.ranking.recipe import Options, Recipe
 from retriever.recipes import RecipeLike
-from retriever.retriever import QueryLike, Retriever
+from retriever.retriever import Retriever
 from retriever.selection import Selection
 from retriever.snapshot import Snapshot
 

@@ -19,7 +19,7 @@ from indexes import generation as generations
 from retriever.embedders import Embedder
 from retriever.errors import InvalidInput
 from retriever.evaluation.calibration import Calibration
-from retriever.example import Example, Json
+from retriever.example import QueryLike
 from retriever.formats import Limits
 from retriever.keys import Key
 from retriever.listening import Note, Progress, silent
@@ -62,7 +62,7 @@ class Trial:
         return self.selector.snapshot
 
     def select_each(
-        self, queries: Iterable[str | Mapping[str, Json] | Example], recipes: Sequence[RecipeLike]
+        self, queries: Iterable[QueryLike], recipes: Sequence[RecipeLike]
     ) -> Iterator[tuple[Selection, ...]]:
         """As `Retriever.select_each`, by this key."""
         return select_each(self.selector, queries, recipes, self._limits)

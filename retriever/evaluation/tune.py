@@ -37,14 +37,14 @@ from retriever.evaluation.queries import Qrels, judgement_notes
 from retriever.evaluation.scoring import Asked, ByAnswers, ByMetric, Places
 from retriever.evaluation.search_space import Candidate, candidates
 from retriever.evaluation.tuned import Gain, Tried, Tuning
-from retriever.example import Example, Json
+from retriever.example import Example, Json, QueryLike
 from retriever.keys import Key
 from retriever.listening import Progress, silent
 from retriever.prompts import PromptOptions
 from retriever.ranking.guard import normalised
 from retriever.ranking.recipe import Recipe
 from retriever.recipes import RecipeLike, check_default
-from retriever.retriever import QueryLike, Retriever
+from retriever.retriever import Retriever
 from retriever.snapshot import Snapshot
 
 Trials: TypeAlias = Mapping[str, Trial]

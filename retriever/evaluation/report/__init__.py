@@ -18,9 +18,10 @@ from retriever.errors import InvalidInput
 from retriever.evaluation.report.gathering import ReportSettings, gather
 from retriever.evaluation.report.page import page, plot_library
 from retriever.evaluation.report.projection import require_umap
+from retriever.example import QueryLike
 from retriever.listening import Progress, silent
 from retriever.recipes import RecipeLike
-from retriever.retriever import QueryLike, Retriever
+from retriever.retriever import Retriever
 
 __all__ = ["ReportSettings", "write_report"]
 

@@ -11,23 +11,22 @@ from importlib.metadata import version
 
 import numpy as np
 
-from retriever.curation.audit import Audit, AuditSettings, audit
+from retriever.curation.audit import LONGEST_CLASS, Audit, AuditSettings, audit
 from retriever.errors import InvalidInput
 from retriever.evaluation.evaluate import EvalSettings, evaluate, recipes_of
 from retriever.evaluation.queries import as_asked, flattered, held_out
 from retriever.evaluation.report.mapping import Map, map_of
 from retriever.evaluation.report.projection import METHODS
 from retriever.evaluation.results import Evaluation, QueryResult
-from retriever.example import Example, Json, as_query
+from retriever.example import Example, Json, QueryLike, as_query
 from retriever.keys import text_hash
 from retriever.listening import Progress
 from retriever.ranking.recipe import Recipe
 from retriever.recipes import RecipeLike
-from retriever.retriever import QueryLike, Retriever
+from retriever.retriever import Retriever
 from retriever.selection import Selection
 from retriever.snapshot import Snapshot
 
-_LONGEST_CLASS = 100
 _FINDINGS = 5
 
 
@@ -260,7 +259,7 @@ def _pool(snapshot: Snapshot, progress: Progress) -> Pool:
         if example.output_text.strip():
             mark = text_hash(example.output_text)
             outputs[mark] += 1
-            if len(example.output_text) <= _LONGEST_CLASS:
+            if len(example.output_text) <= LONGEST_CLASS:
                 short[mark] = example.output_text
         progress("reading", number, len(snapshot))
     # Outputs are classes where they repeat: a tenth as many as examples at most, and all of them short.
