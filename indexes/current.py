@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from indexes import files
-from indexes.errors import IndexCorrupt, IndexMissing
+from indexes.errors import IndexCorrupt, IndexMissing, to_repair
 
 _LINE = re.compile(rb"((gen-\d{6,18}) ([0-9a-f]{64}) (\d{1,18}) ([0-9a-f]{64})) ([0-9a-f]{64})\n")
 
@@ -69,7 +69,7 @@ def read_current(root: Path) -> Current:
             path,
             f"holds {line[:80]!r}",
             expected="what FORMAT.md says of CURRENT",
-            fix=f"repair it: retriever verify {root} --repair",
+            fix=to_repair(root),
         )
     return Current(match[2].decode(), match[3].decode(), int(match[4]), match[5].decode())
 

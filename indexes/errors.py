@@ -26,6 +26,16 @@ _REMEDIES: Mapping[int, str] = MappingProxyType(
 )
 
 
+def to_repair(root: Path, when: str = "") -> str:
+    """What a reader can do about damage that the pool can mend.
+
+    Args:
+        root: The index directory.
+        when: By when, such as ` before it is changed`.
+    """
+    return f"repair it{when}: retriever verify {root} --repair"
+
+
 class RetrieverError(Exception):
     """Base class of everything this project raises on purpose; catch it around any call.
 

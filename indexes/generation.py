@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from indexes import files, parallel
 from indexes.arrays import parse_npy
 from indexes.current import Current, point
-from indexes.errors import Incompatible, IndexCorrupt, OutOfSpace
+from indexes.errors import Incompatible, IndexCorrupt, OutOfSpace, to_repair
 
 FORMAT_VERSION = 1
 """What this version writes. It reads every version from 1 to this one."""
@@ -264,7 +264,7 @@ def read_manifest(root: Path, name: str, digest: str | None = None) -> Manifest:
 
 def _damaged(path: Path, seen: str, expected: str = "") -> IndexCorrupt:
     root = path.parents[1] if _NAME.fullmatch(path.parent.name) else path.parent
-    return IndexCorrupt(path, seen, expected=expected, fix=f"repair it: retriever verify {root} --repair")
+    return IndexCorrupt(path, seen, expected=expected, fix=to_repair(root))
 
 
 def _held(path: Path) -> files.Hold:

@@ -10,17 +10,18 @@ from indexes import files
 from indexes import generation as generations
 from indexes.ann_choice import planned_bytes
 from indexes.vector_storage import gives
-from retriever.adaptation.stored import FILE
+from retriever.adaptation.stored import is_adapted
 from retriever.embedders import Embedder, EmbedderSource, prompts_of
 from retriever.errors import BadRows, InvalidInput, OutOfSpace
 from retriever.evaluation.calibration import Calibration
 from retriever.example import Example
 from retriever.formats import BadRow, BadRowLog, Limits
 from retriever.keys import Key
+from retriever.listening import Note, Progress
 from retriever.opening import open_snapshot, pool_path
 from retriever.plan import BuildPlan
 from retriever.pool import Pool
-from retriever.publishing import Progress, ann_room, publish
+from retriever.publishing import ann_room, publish
 from retriever.ranking.recipe import Recipe
 from retriever.reused import Reused
 from retriever.revisions import Revision
@@ -40,7 +41,7 @@ class BuildSettings:
     Attributes:
         index: How examples are indexed.
         embedder: What embeds them.
-        weight: The fusion weight; None calibrates it.
+        calibration: The fusion weight; None calibrates it.
         strict: Whether a bad row fails the build instead of being set aside.
         overwrite: Whether the examples may take the place of those of an index that is there.
         max_rows: The most examples that are taken.
@@ -50,7 +51,7 @@ class BuildSettings:
 
     index: IndexSettings
     embedder: EmbedderSource = "auto"
-    weight: Calibration | None = None
+    calibration: Calibration | None = None
     strict: bool = False
     overwrite: bool = False
     max_rows: int = Limits.rows
@@ -68,7 +69,7 @@ class Told:
         plan: Before the work starts, what it is predicted to need.
     """
 
-    note: Callable[[str], None]
+    note: Note
     progress: Progress
     plan: Callable[[BuildPlan], None]
 
@@ -134,9 +135,9 @@ def _build(
             settings=settings.index,
             embedder=lambda: embedder,
             stored_embedder=about,
-            weight=settings.weight,
+            calibration=settings.calibration,
             recipe=settings.recipe.to_dict(),
-            known=Reused(_indexed(session, about, settings.index.vectors), saved),
+            known=Reused(_indexed(session, about, settings.index.vectors, tell.note), saved),
             progress=tell.progress,
         )
     except BaseException:
@@ -155,9 +156,7 @@ def _build(
 def _is_adapted(session: Session) -> bool:
     if session.current is None:
         return False
-    manifest = generations.read_manifest(session.root, session.current.generation, session.current.manifest)
-    embedder = manifest["embedder"]
-    return FILE in manifest or (isinstance(embedder, dict) and "tuned" in embedder)
+    return is_adapted(generations.read_manifest(session.root, session.current.generation, session.current.manifest))
 
 
 def _check_plan(pool: Pool, revision: Revision, embedder: Embedder, settings: BuildSettings, tell: Told) -> None:
@@ -194,12 +193,12 @@ def check_size(rows: int, most: int) -> None:
         )
 
 
-def _indexed(session: Session, about: StoredEmbedder, vectors: str) -> Snapshot | None:
+def _indexed(session: Session, about: StoredEmbedder, vectors: str, note: Note) -> Snapshot | None:
     """What is indexed already, if its vectors are of the same space to the last bit, and give the type's own."""
     if session.current is None:
         return None
     # They become part of what is published now, so they must be what was published then.
-    view = open_snapshot(session.root, session.pool, verify=True, note=lambda line: None)
+    view = open_snapshot(session.root, session.pool, verify=True, note=note)
     same = StoredEmbedder.from_generation(view.base.generation).space == about.space
     return view if same and gives(view.base.settings.vectors, vectors) else None
 

@@ -18,6 +18,11 @@ def render(value: Json) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
+def canonical(value: Json) -> str:
+    """One text for equal values, whatever the order of their keys."""
+    return json.dumps(value, sort_keys=True)
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """A worked example. A query is one too, most often without an output.
@@ -82,8 +87,8 @@ def with_content_id(example: Example) -> Example:
     """The example with an id derived from the rest of it: 24 hexadecimal digits of a SHA-256 over sorted JSON."""
     content = example.to_dict()
     del content["id"]
-    canonical = json.dumps(content, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return replace(example, id=hashlib.sha256(canonical.encode()).hexdigest()[:24])
+    body = json.dumps(content, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return replace(example, id=hashlib.sha256(body.encode()).hexdigest()[:24])
 
 
 ANSWER = ("output", "rationale", "label")
@@ -95,7 +100,11 @@ def unanswered(example: Example) -> Example:
     return replace(example, output=None, rationale=None, label=None)
 
 
-def as_query(query: str | Mapping[str, Json] | Example) -> Example:
+QueryLike: TypeAlias = "str | Mapping[str, Json] | Example"
+"""What `as_query` takes."""
+
+
+def as_query(query: QueryLike) -> Example:
     """A query from text, a mapping with at least `input`, or an example.
 
     Keys of a mapping that are no attribute of an example go into `meta`. A query without an id gets one from its

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -24,13 +24,14 @@ from pathlib import Path
 from retriever.errors import InvalidInput
 from retriever.example import Example, Json
 from retriever.formats import open_writer, writer_format
+from retriever.listening import Note, Progress, log_note, silent
 from retriever.partial import open_partial
 from retriever.prompting import BatchSettings, Template, anthropic_batch, load_counter, load_template, openai_batch
 from retriever.prompting.assembler import Form
 from retriever.prompts import PromptOptions
 from retriever.ranking.cross_encoder import reranker_identity
 from retriever.ranking.recipe import Recipe
-from retriever.retriever import Retriever, log_note
+from retriever.retriever import Retriever
 from retriever.selection import Selection
 
 FORMS = ("demos", "prompts", "messages", "openai-batch", "anthropic-batch")
@@ -80,8 +81,8 @@ def export(
     settings: ExportSettings,
     *,
     resume: bool = False,
-    note: Callable[[str], None] = log_note,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    note: Note = log_note,
+    progress: Progress = silent,
 ) -> int:
     """Writes one record per query; memory does not grow with their number.
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retriever.errors import InvalidInput
-from retriever.example import Example, Json
+from retriever.example import Example, canonical
 from retriever.ranking.recipe import Filter, Where
 from retriever.ranking.where import named_paths, predicate
 from retriever.snapshot import Snapshot
@@ -82,12 +82,8 @@ class Filters:
         if field not in self._rows_by_value:
             rows: dict[str, list[int]] = {}
             for place, example in self._snapshot.present():
-                rows.setdefault(_canonical(example.value(field)), []).append(place)
+                rows.setdefault(canonical(example.value(field)), []).append(place)
             self._rows_by_value[field] = rows
         mask = np.zeros(len(self._snapshot.rows), dtype=np.bool_)
-        mask[self._rows_by_value[field].get(_canonical(wanted), [])] = True
+        mask[self._rows_by_value[field].get(canonical(wanted), [])] = True
         return mask
-
-
-def _canonical(value: Json) -> str:
-    return json.dumps(value, sort_keys=True)

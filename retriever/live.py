@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
+from indexes.errors import to_repair
 from retriever import writing
 from retriever.embedders import Embedder, EmbedderSettings, EmbedderSource
 from retriever.errors import IndexCorrupt, RetrieverError
 from retriever.evaluation.calibration import Calibration
 from retriever.example import Example
+from retriever.listening import Note, Progress
 from retriever.opening import open_pool, open_snapshot, read_current
-from retriever.publishing import Progress
 from retriever.query_encoder import QueryEncoder
 from retriever.ranking.recipe import Recipe
 from retriever.rescoring import Rescorer, Rescoring
@@ -41,9 +42,7 @@ class LiveIndex:
         selector: Answers queries from the newest view.
     """
 
-    def __init__(
-        self, path: Path, embedder: EmbedderSource | None, *, trust: bool, note: Callable[[str], None]
-    ) -> None:
+    def __init__(self, path: Path, embedder: EmbedderSource | None, *, trust: bool, note: Note) -> None:
         self.path = path
         self._given = embedder
         self._trust = trust
@@ -94,7 +93,7 @@ class LiveIndex:
                     self.snapshot.base.generation.path,
                     f"the newest state that can be read is revision {self.snapshot.revision.number}",
                     expected=f"revision {session.revision.number}",
-                    fix=f"repair it before it is changed: retriever verify {self.path} --repair",
+                    fix=to_repair(self.path, " before it is changed"),
                 )
             yield session
 
@@ -155,14 +154,14 @@ class LiveIndex:
         session: writing.Session,
         embedder: Callable[[], Embedder],
         about: StoredEmbedder,
-        weight: Calibration | None,
+        calibration: Calibration | None,
         progress: Progress,
         rekeyed: writing.Rekeyed | None = None,
     ) -> None:
         """Publishes a generation of other vectors, or of another key; see `writing.embed_again`."""
         if self.snapshot.changed:
             self.compact(session)
-        writing.embed_again(session, self.snapshot, embedder, about, weight, progress, rekeyed)
+        writing.embed_again(session, self.snapshot, embedder, about, calibration, progress, rekeyed)
         same = about.manifest == self._encoder.stored.manifest
         if not (same or (isinstance(self._given, EmbedderSettings) and self._given.name == "auto")):
             self._given = None  # what the caller brought was the former one

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from pathlib import Path
 
 from indexes import current as currents
 from indexes import generation as generations
 from indexes.current import Current, current_path
+from indexes.errors import to_repair
 from indexes.generation import Generation
 from retriever import verified
 from retriever.embedders import same_space
 from retriever.errors import IndexCorrupt, IndexMissing
+from retriever.listening import Note
 from retriever.pool import Pool
 from retriever.revisions import Revision
 from retriever.settings import IndexSettings
@@ -68,14 +69,10 @@ def read_current(root: Path, pool: Pool) -> Current | None:
     try:
         return currents.read_current(root)
     except IndexMissing:
-        raise IndexCorrupt(
-            current_path(root), "is missing", fix=f"repair it: retriever verify {root} --repair"
-        ) from None
+        raise IndexCorrupt(current_path(root), "is missing", fix=to_repair(root)) from None
 
 
-def open_snapshot(
-    root: Path, pool: Pool, *, verify: bool, remember: bool = False, note: Callable[[str], None]
-) -> Snapshot:
+def open_snapshot(root: Path, pool: Pool, *, verify: bool, remember: bool = False, note: Note) -> Snapshot:
     """The newest view of an index; tried again when a writer publishes between one look and the next.
 
     Args:
@@ -113,7 +110,7 @@ def open_snapshot(
     raise IndexCorrupt(
         pool_path(root),
         "lacks the vectors of examples that were added",
-        fix=f"repair it: retriever verify {root} --repair",
+        fix=to_repair(root),
     )
 
 
@@ -137,7 +134,7 @@ def _substitute(
     newest: Revision | None,
     *,
     verify: bool,
-    note: Callable[[str], None],
+    note: Note,
 ) -> Snapshot:
     """The view of the newest intact generation, moved on as far as the pool has the vectors of what came later."""
     generation = generations.open_substitute(root, damage, before=before, verify=verify, note=note)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +21,7 @@ from indexes.dense import DenseIndex, Segment
 from indexes.files import Buffer
 from indexes.generation import Manifest
 from indexes.hybrid import HybridIndex
-from indexes.lexical import BM25Index
 from indexes.postings import Postings
-from indexes.reference import RankBM25Index
 from indexes.vector_storage import VectorRows
 from indexes.vocabulary import Vocabulary
 from retriever.adaptation.stored import Adaptation
@@ -36,6 +34,7 @@ from retriever.embedders import (
 from retriever.evaluation.calibration import UNCALIBRATED, Calibration, calibrate
 from retriever.example import Example, Json
 from retriever.keys import Key
+from retriever.listening import Progress
 from retriever.plan import BuildPlan
 from retriever.pool import Pool
 from retriever.revisions import Revision
@@ -43,9 +42,6 @@ from retriever.settings import IndexSettings
 from retriever.stored_embedder import StoredEmbedder
 from retriever.texts import Texts
 from retriever.token_storage import TextTokens, token_files
-
-Progress: TypeAlias = Callable[[str, int, int], None]
-"""Told what is being done, how much of it is done, and how much there is."""
 
 _ABOUT = ("settings", "embedder", "fusion", "recipe")
 _IF_ADAPTED = "adaptation"
@@ -117,7 +113,7 @@ def publish(
     settings: IndexSettings,
     embedder: Callable[[], Embedder],
     stored_embedder: StoredEmbedder,
-    weight: Calibration | None,
+    calibration: Calibration | None,
     recipe: Mapping[str, Json],
     adaptation: Adaptation | None = None,
     known: Known,
@@ -132,7 +128,7 @@ def publish(
         settings: How examples are indexed.
         embedder: Gives what embeds them; not called when nothing needs it.
         stored_embedder: What is stored of the embedder.
-        weight: The fusion weight; None calibrates it.
+        calibration: The fusion weight; None calibrates it.
         recipe: How demonstrations are selected where nobody says otherwise; see `Recipe.to_dict`.
         adaptation: The map that rows and queries go through; None for none.
         known: Where vectors may be had without embedding.
@@ -147,11 +143,10 @@ def publish(
         rows = rows.stored(texts.number)
     searched = rows if adaptation is None else adaptation.moved_rows(rows)
     segment = Segment(searched)
-    kind = RankBM25Index if settings.lexical == "rank-bm25" else BM25Index
     # Calibration needs the exact index; whether FAISS proposes the same rows is another question.
-    index = HybridIndex(DenseIndex([segment]), kind([postings], settings.scoring()))
-    calibration = _weight(
-        weight, index, pool, key, texts, embedder, stored_embedder.prompts, adaptation, analyze, progress
+    index = HybridIndex(DenseIndex([segment]), settings.lexical_index([postings]))
+    fusion = _fusion(
+        calibration, index, pool, key, texts, embedder, stored_embedder.prompts, adaptation, analyze, progress
     )
     content = _content(texts, rows, postings)
     if adaptation is not None:
@@ -169,7 +164,7 @@ def publish(
         if ann is not None:
             content["ann.faiss"] = [ann.to_bytes()]
     content |= stored_embedder.files
-    about = about_index(settings, stored_embedder, calibration, recipe, adaptation)
+    about = about_index(settings, stored_embedder, fusion, recipe, adaptation)
     state = {
         "revision": revision.number,
         "chain": revision.chain,
@@ -189,7 +184,7 @@ def publish(
         revision=revision.number,
         chain=revision.chain,
     )
-    return Published(current, about, calibration, key, report)
+    return Published(current=current, about=about, calibration=fusion, key=key, ann=report)
 
 
 def ann_room(plan: BuildPlan, settings: IndexSettings) -> int | None:
@@ -252,8 +247,8 @@ def about_of(manifest: Manifest) -> dict[str, object]:
     return {name: manifest.get(name, {}) for name in _ABOUT} | adapted
 
 
-def _weight(
-    weight: Calibration | None,
+def _fusion(
+    calibration: Calibration | None,
     index: HybridIndex,
     pool: Pool,
     key: Key,
@@ -265,8 +260,8 @@ def _weight(
     progress: Progress,
 ) -> Calibration:
     """The weight that was given, or the calibrated one."""
-    if weight is not None:
-        return weight
+    if calibration is not None:
+        return calibration
     if not key.is_askable:
         return Calibration(UNCALIBRATED, "none")
 

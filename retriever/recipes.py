@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from retriever.errors import Incompatible, InvalidInput
-from retriever.example import Example, Json, as_query
+from retriever.example import Json, QueryLike, as_query
 from retriever.formats import Limits
 from retriever.ranking.recipe import Options, Recipe
 from retriever.selection import Selection
@@ -44,7 +44,7 @@ def effective(selector: Selector, recipe: RecipeLike, options: Options, limits: 
 
 def select_each(
     selector: Selector,
-    queries: Iterable[str | Mapping[str, Json] | Example],
+    queries: Iterable[QueryLike],
     recipes: Sequence[RecipeLike],
     limits: Limits,
 ) -> Iterator[tuple[Selection, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -21,9 +21,10 @@ from retriever.embedders import Embedder, EmbedderSource
 from retriever.errors import EmbedderError, Incompatible, IndexCorrupt, IndexMissing
 from retriever.evaluation.calibration import Calibration
 from retriever.keys import Key
+from retriever.listening import Note, Progress, log_note, silent
 from retriever.opening import pool_path, read_current
 from retriever.pool import Pool
-from retriever.publishing import Progress, about_of, publish
+from retriever.publishing import about_of, publish
 from retriever.revisions import Revision
 from retriever.settings import IndexSettings
 from retriever.snapshot import embedded_rows, pool_revision
@@ -55,8 +56,8 @@ def repair(
     path: str | Path,
     *,
     embedder: EmbedderSource | None = None,
-    note: Callable[[str], None] = lambda line: None,
-    progress: Progress = lambda stage, done, total: None,
+    note: Note = log_note,
+    progress: Progress = silent,
 ) -> Repair:
     """Builds a new generation from the pool if the current one, or CURRENT, is damaged.
 
@@ -66,7 +67,7 @@ def repair(
     Args:
         path: The index directory.
         embedder: The embedder, where the index was built with an object of the caller's.
-        note: Told in one line what a reader should know.
+        note: Told in one line what a reader should know; by default the logger `retriever` warns.
         progress: Told how far the work is.
 
     Raises:
@@ -114,17 +115,14 @@ def _readable(root: Path, pool: Pool) -> Current | None:
 
 def _manifests(root: Path, current: Current | None) -> list[Manifest]:
     """The manifests that are intact, newest first, without those of a writer that did not get as far as CURRENT."""
-    names = generations.generations(root)
-    if current is not None:
-        names = [name for name in names if int(name[4:]) <= int(current.generation[4:])]
     found = []
-    for name in reversed(names):
+    for name in reversed(generations.published(root, current)):
         with contextlib.suppress(IndexCorrupt, Incompatible):
             found.append(generations.read_manifest(root, name))
     return found
 
 
-def _check_history(root: Path, pool: Pool, current: Current | None, note: Callable[[str], None]) -> None:
+def _check_history(root: Path, pool: Pool, current: Current | None, note: Note) -> None:
     """Refuses a pool in which a change is lost or altered; what is derived from it would look intact afterwards.
 
     Vectors that a generation holds are dropped from the pool, and with them goes the way from the first revision to the
@@ -160,16 +158,14 @@ def _about(root: Path, pool: Pool, current: Current | None) -> Mapping[str, obje
 
     An older manifest may be that of another build.
     """
-    manifests = _manifests(root, current)
     if current is not None:
         with contextlib.suppress(IndexCorrupt):
-            manifest = generations.read_manifest(root, current.generation, current.manifest)
-            return about_of(manifest)
+            return about_of(generations.read_manifest(root, current.generation, current.manifest))
     if about := pool.about():
         return about
-    if not manifests:
-        raise IndexCorrupt(root, "neither a manifest nor the pool tells how it was built", fix="build it again")
-    return about_of(manifests[0])
+    for manifest in _manifests(root, current):
+        return about_of(manifest)
+    raise IndexCorrupt(root, "neither a manifest nor the pool tells how it was built", fix="build it again")
 
 
 @dataclass(frozen=True)
@@ -228,7 +224,9 @@ class _Remains:
                 if adaptation is None and FILE in about and left.manifest.get(FILE) == about[FILE]:
                     adaptation = Adaptation.from_generation(left)
         newest = max(revisions, key=lambda revision: revision.number)
-        return cls(about, newest, vectors, tokens, learned, adaptation)
+        return cls(
+            about=about, newest=newest, vectors=vectors, tokens=tokens, embedder_files=learned, adaptation=adaptation
+        )
 
 
 def _key(about: Mapping[str, object]) -> str:
@@ -263,7 +261,7 @@ def _rebuild(
     revision: Revision,
     found: _Remains,
     given: EmbedderSource | None,
-    note: Callable[[str], None],
+    note: Note,
     progress: Progress,
 ) -> Repair:
     settings = IndexSettings.from_manifest(found.about["settings"])
@@ -275,21 +273,22 @@ def _rebuild(
     )
     about = found.embedder
     fusion = Calibration.from_dict(found.about["fusion"])
-    weight: Calibration | None = fusion
+    calibration: Calibration | None = fusion
     lost = FILE in found.about and found.adaptation is None
     if lost:
         note("the map that the index was adapted by is lost: adapt it again (retriever adapt)")
-        weight = _given(fusion)
+        calibration = fusion.if_given()
     texts = {text for text, _ in rows}
     complete = texts <= known.places.keys() and (not settings.token_vectors or texts <= known.kept.keys())
     embedder: Embedder | None = None
     if about.is_fitted and about.files:
         embedder = about.fitted(note)
-    elif about.is_fitted or not complete or (weight is None and _embeds_queries(key, about)):
+    elif about.is_fitted or not complete or (calibration is None and _embeds_queries(key, about)):
         embedder, now = load_for(key, given or about.pool_source, pool, revision, note)
         if now.space != about.space:
             note(f"the embedder is not to the last bit what it was: all {len(texts):,} texts are embedded again")
-            known, weight = _Known({}, {}), fusion if found.adaptation is not None else _given(fusion)
+            known = _Known({}, {})
+            calibration = fusion if found.adaptation is not None else fusion.if_given()
         about = now if now.space != about.space else replace(about, files=now.files)
     published = publish(
         root,
@@ -298,7 +297,7 @@ def _rebuild(
         settings=settings,
         embedder=lambda: _present(embedder),
         stored_embedder=about,
-        weight=weight,
+        calibration=calibration,
         recipe=dict(found.about["recipe"]),  # type: ignore[call-overload]
         adaptation=found.adaptation,
         known=known,
@@ -306,11 +305,6 @@ def _rebuild(
     )
     pool.settle(revision, published.about)
     return Repair(published.current.generation, len(texts) - known.saved, known.saved)
-
-
-def _given(fusion: Calibration) -> Calibration | None:
-    """The fusion weight that the user has given; None, so that it is calibrated again, for any other."""
-    return fusion if fusion.objective == "given" else None
 
 
 def _embeds_queries(key: Key, about: StoredEmbedder) -> bool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeAlias, Unpack, cast
+from typing import TYPE_CHECKING, Self, Unpack, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,15 +18,15 @@ from retriever.embedders import EmbedderSource
 from retriever.embedders.base import unit_rows
 from retriever.errors import InvalidInput
 from retriever.evaluation.calibration import Calibration
-from retriever.example import Example, Json, as_query
+from retriever.example import Example, Json, QueryLike, as_query
 from retriever.formats import BadRow, BadRowLog, Fields, Limits, Source, read_examples
 from retriever.keys import Key
+from retriever.listening import Note, Progress, log_note, silent
 from retriever.live import LiveIndex
 from retriever.plan import BuildPlan
 from retriever.pool import payload
 from retriever.prompting import Prompt
 from retriever.prompts import PromptOptions, prompt_for
-from retriever.publishing import Progress
 from retriever.ranking.recipe import Options, Recipe
 from retriever.recipes import RecipeLike, check_default, effective, select_each
 from retriever.selection import Selection
@@ -40,19 +39,8 @@ if TYPE_CHECKING:
     from retriever.adaptation.training import FinetuneSettings
     from retriever.evaluation.key_search import Trial
 
-QueryLike: TypeAlias = "str | Mapping[str, Json] | Example"
-Note: TypeAlias = Callable[[str], None]
 
 _SHOWN = ("format", "created_by", "settings", "ann", "embedder", "fusion", "adaptation", "recipe")
-
-
-def log_note(line: str) -> None:
-    """Where notes go that nobody listens for: the logger `retriever` warns."""
-    logging.getLogger("retriever").warning("%s", line)
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    """No progress is shown unless it is asked for."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +103,9 @@ class Retriever:
         max_memory: int | None = None,
         recipe: RecipeLike = None,
         on_bad: Callable[[BadRow], None] | None = None,
-        on_plan: Callable[[BuildPlan], None] = lambda plan: None,
+        on_plan: Callable[[BuildPlan], None] = silent,
         note: Note = log_note,
-        progress: Progress = _silent,
+        progress: Progress = silent,
     ) -> Self:
         """Builds an index and opens it.
 
@@ -145,7 +133,8 @@ class Retriever:
             overwrite: Whether an index that is there gets these examples instead of its own.
             max_memory: Bytes; a build that is predicted to need more is refused before it embeds anything, and a
                 recall that is asked for is met within it. None for what `settings` say, if anything.
-            recipe: What `select` goes by where it is told nothing else; see there. The index stores it.
+            recipe: What `select` goes by where it is told nothing else: a `Recipe`, a mapping, or the path of a TOML or
+                `.json` file; None for the defaults. The index stores it.
             on_bad: Called with each bad row.
             on_plan: Called before the work starts with what it is predicted to need.
             note: Told in one line what a reader should know; by default the logger `retriever` warns.
@@ -158,7 +147,7 @@ class Retriever:
             IndexLocked: Another process is writing the index.
             StorageError: The operating system refuses; `OutOfSpace` when the disk has no room.
         """
-        fields = Fields(input, output, rationale, label, id, task, meta)
+        fields = Fields(input=input, output=output, rationale=rationale, label=label, id=id, task=task, meta=meta)
         index = settings or IndexSettings()
         room = index.max_memory if max_memory is None else max_memory
         if index.recall is not None:
@@ -182,7 +171,16 @@ class Retriever:
         default = Recipe.of(recipe)
         if recipe is not None:
             check_default(default, bounds, index)
-        asked = BuildSettings(index, embedder, given, strict, overwrite, bounds.rows, room, default)
+        asked = BuildSettings(
+            index=index,
+            embedder=embedder,
+            calibration=given,
+            strict=strict,
+            overwrite=overwrite,
+            max_rows=bounds.rows,
+            max_memory=room,
+            recipe=default,
+        )
         tell = Told(note, progress, on_plan)
         used = build_index(Path(path), read, asked, log=log, tell=tell)
         if log.count and on_bad is None:
@@ -404,7 +402,7 @@ class Retriever:
         }
 
     def try_keys(
-        self, keys: Sequence[str], *, progress: Progress = _silent
+        self, keys: Sequence[str], *, progress: Progress = silent
     ) -> AbstractContextManager[Mapping[str, Trial]]:
         """Indexes the pool by other keys as well, all else as it is, to compare what is selected; see `tune`.
 
@@ -566,7 +564,7 @@ class Retriever:
         source: Source | None = None,
         strict: bool = False,
         on_bad: Callable[[BadRow], None] | None = None,
-        progress: Progress = _silent,
+        progress: Progress = silent,
     ) -> Adapted:
         """Learns from the pool's own labels or outputs, or from a log, what is alike, and keeps that where it helps.
 
@@ -608,7 +606,7 @@ class Retriever:
         source: Source | None = None,
         strict: bool = False,
         on_bad: Callable[[BadRow], None] | None = None,
-        progress: Progress = _silent,
+        progress: Progress = silent,
     ) -> Adapted:
         """Fine-tunes the model that embeds, by its library's own trainer, and keeps it where it helps.
 
@@ -639,7 +637,7 @@ class Retriever:
         teacher = teacher_of(source, self.snapshot, self._limits, self._note, strict=strict, on_bad=on_bad)
         return fine_tune_index(self._live, settings or FinetuneSettings(), teacher, progress, self._note)
 
-    def undo_adaptation(self, *, progress: Progress = _silent) -> str:
+    def undo_adaptation(self, *, progress: Progress = silent) -> str:
         """Searches the embedder's own vectors again, or those of the embedder that was there before `fine_tune`.
 
         The fusion weight is calibrated for them. The former embedder is loaded by its name, and embeds the pool again.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
 from indexes.analyzers import analyzer
-from indexes.lexical import BM25
+from indexes.lexical import BM25, BM25Index, LexicalIndex
+from indexes.postings import Postings
+from indexes.reference import RankBM25Index
 from indexes.vector_storage import TYPES
 from retriever.errors import InvalidInput
 from retriever.example import Json
@@ -68,6 +70,18 @@ class IndexSettings:
     def scoring(self) -> BM25:
         """The settings of BM25."""
         return BM25(self.bm25, self.k1, self.b)
+
+    def lexical_index(
+        self, segments: Sequence[Postings], removed: Mapping[int, Sequence[str]] | None = None
+    ) -> LexicalIndex:
+        """The lexical channel.
+
+        Args:
+            segments: The runs of documents, in row order.
+            removed: For each removed row, the terms of its document.
+        """
+        kind = RankBM25Index if self.lexical == "rank-bm25" else BM25Index
+        return kind(segments, self.scoring(), removed)
 
     @classmethod
     def from_manifest(cls, stored: object) -> IndexSettings:

@@ -22,14 +22,13 @@ from numpy.typing import NDArray
 from indexes.analyzers import Analyzer, analyzer
 from indexes.ann import AnnIndex
 from indexes.dense import DenseIndex, Segment
+from indexes.errors import to_repair
 from indexes.generation import Generation, Manifest
 from indexes.hybrid import HybridIndex
-from indexes.lexical import BM25Index
 from indexes.postings import Postings, check_postings
-from indexes.reference import RankBM25Index
 from indexes.vector_storage import TYPES, VectorRows
 from indexes.vocabulary import Vocabulary, check_vocabulary
-from retriever.adaptation.stored import Adaptation, adapted_rows
+from retriever.adaptation.stored import Adaptation, adapted_rows, is_adapted
 from retriever.errors import IndexCorrupt, InvalidInput
 from retriever.evaluation.calibration import Calibration
 from retriever.example import Example, Json
@@ -37,7 +36,6 @@ from retriever.keys import Key, text_hash
 from retriever.pool import Pool, PoolRow
 from retriever.revisions import Revision
 from retriever.settings import IndexSettings
-from retriever.stored_embedder import StoredEmbedder
 from retriever.token_storage import StoredTokens, stored_tokens
 
 Rows: TypeAlias = NDArray[np.int64]
@@ -106,9 +104,14 @@ class Base:
                 check_vocabulary(base.ids, "id")
             _check_rows(base)
         except (InvalidInput, KeyError, TypeError, ValueError, AttributeError) as error:
-            fix = f"repair it: retriever verify {generation.path.parent} --repair"
+            fix = to_repair(generation.path.parent)
             raise IndexCorrupt(generation.path, f"contradicts itself: {error}", fix=fix) from error
         return base
+
+    @property
+    def calibration(self) -> Calibration:
+        """The fusion weight, and where it comes from."""
+        return Calibration.from_dict(self.generation.manifest["fusion"])
 
     def moved(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """Vectors of the embedder as the dense channel takes them, float32, shape (n, dim)."""
@@ -162,28 +165,28 @@ def _parse(generation: Generation) -> Base:
     if adaptation is not None and not len(adaptation.matrix) == searched.dim == embedded.dim:
         raise InvalidInput(f"a map of {len(adaptation.matrix)} components", expected=f"{embedded.dim}")
     return Base(
-        generation,
-        settings,
-        rows,
-        Segment(searched),
-        Postings(
-            Vocabulary(generation.array("terms", np.uint8), generation.array("term_offsets", np.int64)),
-            generation.array("posting_offsets", np.int64),
-            generation.array("posting_rows", np.int32),
-            generation.array("posting_counts", np.int32),
-            generation.array("lengths", np.int32),
+        generation=generation,
+        settings=settings,
+        rows=rows,
+        vectors=Segment(searched),
+        postings=Postings(
+            vocabulary=Vocabulary(generation.array("terms", np.uint8), generation.array("term_offsets", np.int64)),
+            offsets=generation.array("posting_offsets", np.int64),
+            rows=generation.array("posting_rows", np.int32),
+            counts=generation.array("posting_counts", np.int32),
+            lengths=generation.array("lengths", np.int32),
         ),
-        Vocabulary(generation.array("ids", np.uint8), generation.array("id_offsets", np.int64)),
-        generation.array("id_rows", np.int64),
-        generation.array("text_hashes", np.uint64),
-        None if ann is None else AnnIndex.from_bytes(ann),
-        stored_tokens(generation, len(rows)) if settings.token_vectors else None,
-        pool_revision(manifest),
-        int(pool["last_row"]),
-        Calibration.from_dict(manifest["fusion"]).weight,
-        dict(manifest.get("recipe", {})),  # type: ignore[call-overload]
-        embedded,
-        adaptation,
+        ids=Vocabulary(generation.array("ids", np.uint8), generation.array("id_offsets", np.int64)),
+        id_rows=generation.array("id_rows", np.int64),
+        text_hashes=generation.array("text_hashes", np.uint64),
+        ann=None if ann is None else AnnIndex.from_bytes(ann),
+        tokens=stored_tokens(generation, len(rows)) if settings.token_vectors else None,
+        revision=pool_revision(manifest),
+        last_row=int(pool["last_row"]),
+        weight=Calibration.from_dict(manifest["fusion"]).weight,
+        recipe=dict(manifest.get("recipe", {})),  # type: ignore[call-overload]
+        embedded=embedded,
+        adaptation=adaptation,
     )
 
 
@@ -291,7 +294,14 @@ class Snapshot:
     def _added(self, pool_row: PoolRow, vector: NDArray[np.float32], searched: NDArray[np.float32]) -> Added:
         text = self.key.text(pool_row.example)
         terms = tuple(self.analyze(text))
-        return Added(pool_row.row, pool_row.example.id, terms, text_hash(text), vector, searched)
+        return Added(
+            row=pool_row.row,
+            id=pool_row.example.id,
+            terms=terms,
+            text_hash=text_hash(text),
+            vector=vector,
+            searched=searched,
+        )
 
     def _newly_removed(self, pool_rows: Sequence[int]) -> dict[int, tuple[str, ...]]:
         here = self.places(pool_rows)
@@ -338,12 +348,15 @@ class Snapshot:
         alive[list(self.removed)] = False
         return alive
 
+    @property
+    def live(self) -> Rows:
+        """The rows of the index that are not removed, ascending, int64, shape (examples,)."""
+        return np.arange(len(self.rows)) if self.alive is None else np.flatnonzero(self.alive)
+
     @cached_property
     def index(self) -> HybridIndex:
         """Both channels over generation and tail."""
-        segments = [self.base.postings, *self.tail.postings()]
-        kind = RankBM25Index if self.base.settings.lexical == "rank-bm25" else BM25Index
-        lexical = kind(segments, self.base.settings.scoring(), self.removed)
+        lexical = self.base.settings.lexical_index([self.base.postings, *self.tail.postings()], self.removed)
         dense = [self.base.vectors]
         if len(self.tail):
             dense.append(Segment.of(np.stack([one.searched for one in self.tail.added]), self.base.settings.vectors))
@@ -364,7 +377,7 @@ class Snapshot:
 
         Held-out examples of such an index ask a space that was made for their own answers.
         """
-        return self.base.adaptation is not None or StoredEmbedder.from_generation(self.base.generation).is_tuned
+        return is_adapted(self.base.generation.manifest)
 
     @property
     def dim(self) -> int:
@@ -405,7 +418,7 @@ class Snapshot:
         Raises:
             IndexCorrupt: The pool does not hold these rows and no others.
         """
-        places = np.arange(len(self.rows)) if self.alive is None else np.flatnonzero(self.alive)
+        places = self.live
         expected = zip(places.tolist(), self.rows[places].tolist(), strict=True)
         for pool_row in self.pool.examples(self.revision.number):
             place, row = next(expected, (0, 0))

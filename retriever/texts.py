@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,7 +49,13 @@ class Texts:
             hashes.append(text_hash(text))
         texts, hashed = every.strings(), np.frombuffer(hashes, dtype=np.uint64)
         number = numbered(texts, hashed)
-        return cls(np.frombuffer(rows, np.int64), ids.strings(), _distinct(texts, number), number, hashed)
+        return cls(
+            rows=np.frombuffer(rows, np.int64),
+            ids=ids.strings(),
+            texts=_distinct(texts, number),
+            number=number,
+            hashes=hashed,
+        )
 
     def __len__(self) -> int:
         """How many rows."""
@@ -68,11 +75,16 @@ def numbered(texts: Strings, hashes: Hashes) -> Numbers:
     _, firsts, group = np.unique(hashes, return_index=True, return_inverse=True)
     again = np.flatnonzero(firsts[group] != np.arange(len(texts)))
     if any(texts.encoded(row) != texts.encoded(int(firsts[group[row]])) for row in again.tolist()):
-        numbers: dict[str, int] = {}
-        return np.array([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int64)
+        return by_appearance(texts)
     order = np.empty(len(firsts), dtype=np.int64)
     order[np.argsort(firsts)] = np.arange(len(firsts))
     return order[group]
+
+
+def by_appearance(values: Iterable[Hashable]) -> Numbers:
+    """Numbers values by first appearance, equal ones alike: int64, shape (values,)."""
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(value, len(numbers)) for value in values], dtype=np.int64)
 
 
 def _distinct(texts: Strings, number: Numbers) -> Strings:

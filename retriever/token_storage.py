@@ -15,12 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexes.arrays import npy
+from indexes.errors import to_repair
 from indexes.files import Buffer
 from indexes.generation import Generation
 from indexes.late_interaction import TokenVectors
 from retriever.embedders import Embedder
 from retriever.embedders.base import TokenEmbedder, encode_tokens, sendable, token_embedder
 from retriever.errors import IndexCorrupt, InvalidInput
+from retriever.listening import Progress
 
 VECTORS = "token_vectors"
 OFFSETS = "token_offsets"
@@ -99,7 +101,7 @@ def token_files(
     *,
     prefix: str = "",
     known: Callable[[str], TextTokens | None] = lambda text: None,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> Mapping[str, Sequence[Buffer]]:
     """The files, by name, in pieces. For a moment all vectors are in memory twice, as float16.
 
@@ -162,7 +164,7 @@ def stored_tokens(generation: Generation, rows: int) -> StoredTokens:
     """
     vectors = generation.array(VECTORS, np.float16)
     offsets, ids = generation.array(OFFSETS, np.int64), generation.array(IDS, np.int32)
-    fix = f"repair it: retriever verify {generation.path.parent} --repair"
+    fix = to_repair(generation.path.parent)
     path = generation.path / f"{OFFSETS}.npy"
     try:
         tokens = TokenVectors(vectors, offsets)

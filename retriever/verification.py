@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from indexes.postings import Postings
 from indexes.vocabulary import check_sorted
 from retriever.errors import IndexCorrupt, InvalidInput, StorageError
 from retriever.keys import text_hash
+from retriever.listening import Progress, silent
 from retriever.opening import open_pool, pool_path, read_current
 from retriever.pool import Pool
 from retriever.revisions import Revision
@@ -77,7 +78,7 @@ class Verification:
         return all(problem.repairable for problem in self.problems)
 
 
-def verify(path: str | Path, *, progress: Callable[[str, int, int], None] = lambda *_: None) -> Verification:
+def verify(path: str | Path, *, progress: Progress = silent) -> Verification:
     """Looks at every byte that an answer can depend on.
 
     That is: CURRENT; every file of every generation, by hash and against the others; what the generation derives from
@@ -115,7 +116,7 @@ def verify(path: str | Path, *, progress: Callable[[str, int, int], None] = lamb
     return Verification(root, rows, names, tuple(problems[:_MOST_PROBLEMS]))
 
 
-def pool_problems(pool: Pool, progress: Callable[[str, int, int], None] = lambda *_: None) -> Iterator[Problem]:
+def pool_problems(pool: Pool, progress: Progress = silent) -> Iterator[Problem]:
     """What is wrong with the pool itself: SQLite's structures and every row."""
     try:
         for line in pool.integrity():

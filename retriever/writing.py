@@ -14,9 +14,10 @@ from retriever.adaptation.stored import Adaptation
 from retriever.embedders import Embedder
 from retriever.errors import IndexMissing
 from retriever.evaluation.calibration import Calibration
+from retriever.listening import Progress, silent
 from retriever.opening import pool_path, read_current
 from retriever.pool import Pool
-from retriever.publishing import Progress, Published, about_of, publish
+from retriever.publishing import Published, about_of, publish
 from retriever.ranking.recipe import Recipe
 from retriever.reused import Reused
 from retriever.revisions import Revision
@@ -106,11 +107,11 @@ class Searched:
 
     Attributes:
         adaptation: The map that rows and queries go through; None for the embedder's own vectors.
-        weight: The fusion weight; None calibrates it.
+        calibration: The fusion weight; None calibrates it.
     """
 
     adaptation: Adaptation | None
-    weight: Calibration | None
+    calibration: Calibration | None
 
 
 def compact(
@@ -133,7 +134,7 @@ def compact(
     """
     generation = snapshot.base.generation
     if searched is None:
-        searched = Searched(snapshot.base.adaptation, Calibration.from_dict(generation.manifest["fusion"]))
+        searched = Searched(snapshot.base.adaptation, snapshot.base.calibration)
     generations.collect(session.root, session.current)
     published = publish(
         session.root,
@@ -142,11 +143,11 @@ def compact(
         settings=snapshot.base.settings,
         embedder=embedder,
         stored_embedder=StoredEmbedder.from_generation(generation),
-        weight=searched.weight,
+        calibration=searched.calibration,
         recipe=snapshot.base.recipe if recipe is None else recipe.to_dict(),
         adaptation=searched.adaptation,
         known=Reused(snapshot),
-        progress=lambda stage, done, total: None,
+        progress=silent,
     )
     finish(session, published, snapshot.revision)
 
@@ -171,7 +172,7 @@ def embed_again(
     snapshot: Snapshot,
     embedder: Callable[[], Embedder],
     about: StoredEmbedder,
-    weight: Calibration | None,
+    calibration: Calibration | None,
     progress: Progress,
     rekeyed: Rekeyed | None = None,
 ) -> None:
@@ -183,7 +184,7 @@ def embed_again(
             on they would be taken for this embedder's, of these texts.
         embedder: Gives what embeds from now on; not called when nothing needs it.
         about: What is stored of it.
-        weight: The fusion weight; None calibrates it.
+        calibration: The fusion weight; None calibrates it.
         progress: Told how far the work is.
         rekeyed: The key that there is from now on, and the recipe; None leaves both as they are.
     """
@@ -198,7 +199,7 @@ def embed_again(
         settings=base.settings if rekeyed is None else replace(base.settings, key=rekeyed.key),
         embedder=embedder,
         stored_embedder=about,
-        weight=weight,
+        calibration=calibration,
         recipe=base.recipe if rekeyed is None else rekeyed.recipe.to_dict(),
         known=Reused(None if rekeyed is None else rekeyed.indexed),
         progress=progress,

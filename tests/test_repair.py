@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 import sqlite3
 from pathlib import Path
@@ -334,6 +335,22 @@ def test_with_no_generation_left_to_tell_the_pool_is_taken_as_it_is_and_that_is_
     repair(folded, embedder=Counting().source, note=notes.append)
     assert notes == ["no generation is left that tells whether the pool holds every change: it is taken as it is"]
     assert answers(folded) == before
+
+
+def test_what_nobody_listens_to_is_logged_as_a_warning(folded, caplog):
+    for path in folded.glob("gen-*"):
+        shutil.rmtree(path)
+    repair(folded, embedder=Counting().source)
+    line = "no generation is left that tells whether the pool holds every change: it is taken as it is"
+    assert caplog.record_tuples == [("retriever", logging.WARNING, line)]
+
+
+def test_a_build_over_a_damaged_generation_tells_of_the_damage(folded):
+    flip(folded / "gen-000004" / "vectors.npy")
+    notes = []
+    Retriever.build(ROWS, folded, embedder=Counting().source, weight=0.5, overwrite=True, note=notes.append).close()
+    assert [note.partition(":")[0] for note in notes] == ["DAMAGED INDEX"]
+    assert "gen-000003" in notes[0]
 
 
 def test_a_generation_that_current_never_named_is_no_witness_against_the_pool(index, original):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Protocol, TypeAlias
 
@@ -24,10 +24,10 @@ from retriever.embedders import TunedModel
 from retriever.errors import InvalidInput
 from retriever.evaluation.calibration import Calibration
 from retriever.example import Json
+from retriever.listening import Progress
 from retriever.query_encoder import QueryEncoder
 from retriever.snapshot import Snapshot
 
-Progress: TypeAlias = Callable[[str, int, int], None]
 Teacher: TypeAlias = Feedback | str | None
 """What says what is alike: a log, one of `SOURCES` of the pool, or None for its labels, else its outputs."""
 
@@ -87,12 +87,12 @@ class Adapted:
     """What came of it.
 
     Attributes:
-        kept: Whether the index has the map now.
+        kept: Whether the index has what was learned now, a map or a model.
         reason: Why, or why not.
         source: What was learned from: one of `SOURCES`, or `feedback`.
         examples: How many examples that was, or queries of feedback.
-        compared: What the map changes on held-out examples.
-        share: How far from the identity toward the learned map the one that was judged goes.
+        compared: What it changes on held-out examples, or on held-out queries of feedback.
+        share: How far from the identity toward the learned map the one that was judged goes; 1 for a model.
         adaptation: The map, when it is worth having.
         tuned: The model that was fine-tuned, when it is.
         calibration: The fusion weight that goes with it; None to calibrate it when it is published.
@@ -145,7 +145,7 @@ def supervision_of(snapshot: Snapshot, encoder: QueryEncoder, teacher: Teacher) 
             f"{teacher.name} prefers no example of the pool to another",
             expected="outcomes that differ, of demonstrations that are in the pool",
         )
-    return LogSupervision(sample, evidence, _fusion(snapshot))
+    return LogSupervision(sample, evidence, snapshot.base.calibration)
 
 
 def adapt(
@@ -162,7 +162,7 @@ def adapt(
         encoder: Embeds queries, where they are embedded in another way than examples.
         settings: How the map is learned.
         progress: Told how far the work is.
-        teacher: A log, or what of the pool; see there.
+        teacher: A log, or one of `SOURCES` of the pool; None for its labels, else its outputs.
 
     Raises:
         InvalidInput: As `supervision_of`.
@@ -171,10 +171,15 @@ def adapt(
     items = supervision.items
     if len(items) < FEWEST:
         return Adapted(False, too_few(supervision), supervision.source, len(items))
-    fixed = given_weight(snapshot)
+    fixed = snapshot.base.calibration.if_given()
     verdict, matrix = _judged(supervision, encoder.stored.dim, settings, fixed, progress)
     found = Adapted(
-        matrix is not None, reason(verdict), supervision.source, len(items), verdict.compared, verdict.share
+        kept=matrix is not None,
+        reason=reason(verdict),
+        source=supervision.source,
+        examples=len(items),
+        compared=verdict.compared,
+        share=verdict.share,
     )
     if matrix is None:
         return found
@@ -215,16 +220,6 @@ def about_learned(supervision: Supervision, verdict: Verdict, teacher: Teacher) 
         "share": verdict.share,
         "compared": [one.to_dict() for one in verdict.compared],
     }
-
-
-def given_weight(snapshot: Snapshot) -> Calibration | None:
-    """The fusion weight, if the user has set it."""
-    fusion = _fusion(snapshot)
-    return fusion if fusion.objective == "given" else None
-
-
-def _fusion(snapshot: Snapshot) -> Calibration:
-    return Calibration.from_dict(snapshot.base.generation.manifest["fusion"])
 
 
 def too_few(supervision: Supervision) -> str:

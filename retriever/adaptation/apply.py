@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from retriever import writing
-from retriever.adaptation.adapt import Adapted, Progress, Teacher, Tuned, adapt
+from retriever.adaptation.adapt import Adapted, Teacher, Tuned, adapt
 from retriever.adaptation.feedback import known_ids, read_feedback
 from retriever.adaptation.full import adapt_fully
 from retriever.adaptation.learner import LearnerSettings
@@ -14,13 +14,11 @@ from retriever.adaptation.supervision import SOURCES
 from retriever.adaptation.training import FinetuneSettings
 from retriever.embedders import Embedder, same_space
 from retriever.errors import Incompatible, InvalidInput
-from retriever.evaluation.calibration import Calibration
 from retriever.formats import BadRow, Limits, Source
+from retriever.listening import Note, Progress, silent
 from retriever.live import LiveIndex
 from retriever.snapshot import Snapshot
 from retriever.stored_embedder import StoredEmbedder, load_for
-
-Note = Callable[[str], None]
 
 
 def teacher_of(
@@ -35,9 +33,7 @@ def teacher_of(
     """What of the pool is learned from, or a log of outcomes, what cannot be used of it told; see `Retriever.adapt`."""
     if source is None or (isinstance(source, str) and source in SOURCES):
         return source
-    log = read_feedback(
-        source, usable=snapshot.key.text, limits=limits, strict=strict, on_bad=on_bad or (lambda row: None)
-    )
+    log = read_feedback(source, usable=snapshot.key.text, limits=limits, strict=strict, on_bad=on_bad or silent)
     if log.bad and on_bad is None:
         note(f"{log.bad} bad lines of {log.name} were set aside, first {log.first_bad}")
     known, unknown = known_ids(log, snapshot.places_of)
@@ -88,16 +84,28 @@ def _loaded(tuned: Tuned, before: StoredEmbedder, note: Note) -> tuple[Embedder,
 
 
 def undo(live: LiveIndex, progress: Progress, note: Note) -> None:
-    """Goes back to what the index searched before it was adapted; see `Retriever.undo_adaptation`."""
+    """Goes back to what the index searched before it was adapted; see `Retriever.undo_adaptation`.
+
+    Args:
+        live: The index.
+        progress: Told how far the work is.
+        note: Told in one line what a reader should know.
+
+    Raises:
+        InvalidInput: The index is not adapted.
+        Incompatible: The former embedder is not the one it was, or is not at hand.
+        EmbedderError: It cannot be loaded.
+        IndexLocked: Another process is writing.
+        StorageError: The operating system refuses; `OutOfSpace` when the disk has no room.
+    """
     with live.session() as session:
         snapshot, base = live.snapshot, live.encoder.stored.base
-        fusion = Calibration.from_dict(snapshot.base.generation.manifest["fusion"])
-        weight = fusion if fusion.objective == "given" else None
+        calibration = snapshot.base.calibration.if_given()
         if snapshot.base.adaptation is not None:
-            live.compact(session, searched=writing.Searched(None, weight))
+            live.compact(session, searched=writing.Searched(None, calibration))
         elif base is not None:
             embedder, about = _former(base, live, session, note)
-            live.embed_again(session, lambda: embedder, about, weight, progress)
+            live.embed_again(session, lambda: embedder, about, calibration, progress)
         else:
             raise InvalidInput("an index that is not adapted", expected="one that is, to undo it")
 

@@ -6,13 +6,14 @@ This is the supervision of EPR (Rubin, Herzig and Berant, "Learning To Retrieve 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Protocol, Unpack
 
 from retriever.errors import InvalidInput
 from retriever.evaluation.queries import as_asked
 from retriever.example import Example, Json
+from retriever.listening import Progress, silent
 from retriever.prompting import Prompt
 from retriever.prompts import PromptOptions
 from retriever.ranking.recipe import Options
@@ -36,7 +37,7 @@ def score_demonstrations(
     *,
     recipe: RecipeLike = None,
     prompt_options: PromptOptions | None = None,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    progress: Progress = silent,
     **options: Unpack[Options],
 ) -> Iterator[dict[str, Json]]:
     """A line of feedback for each query: the log-likelihood of its true output given each candidate alone.

@@ -23,6 +23,7 @@ from pathlib import Path
 from retriever.errors import InvalidInput
 from retriever.example import Example, Json, as_query, render
 from retriever.formats import BadRow, BadRowLog, Fields, Limits, Source, read_queries
+from retriever.listening import silent
 
 _FIELDS = Fields(input="query", output=None, rationale=None, label=None, id=None, task=None, meta=None)
 _LARGEST = 1e100
@@ -104,7 +105,7 @@ def read_feedback(
     encoding: str = "utf-8",
     limits: Limits | None = None,
     strict: bool = False,
-    on_bad: Callable[[BadRow], None] = lambda row: None,
+    on_bad: Callable[[BadRow], None] = silent,
 ) -> Feedback:
     """Reads a log.
 

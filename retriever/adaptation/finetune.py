@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -19,8 +19,9 @@ import numpy as np
 from retriever.adaptation.training import FinetuneSettings, Training
 from retriever.embedders import Prompts
 from retriever.embedders.base import sendable
-from retriever.embedders.torch_models import quiet
+from retriever.quiet import quiet
 from retriever.errors import MissingDependency
+from retriever.listening import Steps
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -46,7 +47,7 @@ def fine_tune(
     training: Training,
     prompts: Prompts,
     settings: FinetuneSettings,
-    progress: Callable[[int, int], None],
+    progress: Steps,
 ) -> None:
     """Trains a model in place; nothing is written that stays, and nothing is reported to anybody.
 
@@ -97,7 +98,7 @@ def _trainer(
     batches: Sequence[Sequence[int]],
     folder: str,
     settings: FinetuneSettings,
-    progress: Callable[[int, int], None],
+    progress: Steps,
 ) -> SentenceTransformerTrainer:
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
     from sentence_transformers.base.sampler import DefaultBatchSampler

@@ -6,10 +6,9 @@ A map that is learned from the same takes seconds where this takes minutes: wher
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +16,10 @@ from numpy.typing import NDArray
 from retriever.adaptation.adapt import (
     FEWEST,
     Adapted,
-    Progress,
     Supervision,
     Teacher,
     Tuned,
     about_learned,
-    given_weight,
     reason,
     supervision_of,
     too_few,
@@ -34,14 +31,13 @@ from retriever.adaptation.spaces import Frozen, Mapped
 from retriever.adaptation.training import FinetuneSettings
 from retriever.adaptation.validation import TOLERATED, Learn
 from retriever.embedders import TunedModel, encode_checked, load_embedder
-from retriever.embedders.torch_models import quiet
+from retriever.embedders.sentence_transformer import SentenceTransformerEmbedder
+from retriever.quiet import quiet
 from retriever.errors import InvalidInput
+from retriever.listening import Note, Progress
 from retriever.query_encoder import QueryEncoder
 from retriever.snapshot import Snapshot
 from retriever.stored_embedder import StoredEmbedder
-
-if TYPE_CHECKING:
-    from retriever.embedders.sentence_transformer import SentenceTransformerEmbedder
 
 TRIED = 1
 """Folds that are held out: each costs as much as the model that is kept in the end."""
@@ -52,7 +48,7 @@ def adapt_fully(
     encoder: QueryEncoder,
     settings: FinetuneSettings,
     progress: Progress,
-    note: Callable[[str], None],
+    note: Note,
     teacher: Teacher = None,
 ) -> Adapted:
     """Fine-tunes the model that embeds, from the examples themselves or from a log.
@@ -78,10 +74,15 @@ def adapt_fully(
     if len(items) < FEWEST:
         return Adapted(False, too_few(supervision), supervision.source, len(items))
     learned = _Learner(stored, supervision, settings, progress, note)
-    fixed = given_weight(snapshot)
+    fixed = snapshot.base.calibration.if_given()
     verdict = supervision.judge(learned.space, fixed=fixed, tried=TRIED, shares=(1.0,))
     found = Adapted(
-        verdict.kept, reason(verdict), supervision.source, len(items), verdict.compared, float(verdict.kept)
+        kept=verdict.kept,
+        reason=reason(verdict),
+        source=supervision.source,
+        examples=len(items),
+        compared=verdict.compared,
+        share=float(verdict.kept),
     )
     if not verdict.kept:
         return found
@@ -129,7 +130,7 @@ class _Learner:
         supervision: Supervision,
         settings: FinetuneSettings,
         progress: Progress,
-        note: Callable[[str], None],
+        note: Note,
     ) -> None:
         self._stored = stored
         self._supervision = supervision
@@ -140,8 +141,6 @@ class _Learner:
 
     def model(self, items: NDArray[np.int64]) -> SentenceTransformerEmbedder:
         """The model after it has learned from the items."""
-        from retriever.embedders.sentence_transformer import SentenceTransformerEmbedder
-
         source = replace(self._stored.source, engine="torch")
         embedder = load_embedder(source, note=self._note)
         if not isinstance(embedder, SentenceTransformerEmbedder):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from retriever.adaptation.linear_map import Matrix, Vectors, on_grid
 from retriever.errors import InvalidInput
+from retriever.listening import Steps
 
 Targets = NDArray[np.float32]
 
@@ -124,7 +125,7 @@ def contrastive(matrix: Matrix, batch: Batch, temperature: float) -> tuple[float
     return loss, by_sent.T @ batch.vectors
 
 
-def learn(batches: Batches, dim: int, settings: LearnerSettings, progress: Callable[[int, int], None]) -> Matrix:
+def learn(batches: Batches, dim: int, settings: LearnerSettings, progress: Steps) -> Matrix:
     """Learns a map.
 
     One thread multiplies, so on one machine and with one NumPy the same input gives the same map, whatever number of
@@ -150,7 +151,7 @@ def learn(batches: Batches, dim: int, settings: LearnerSettings, progress: Calla
         return on_grid(_descended(batches, dim, settings, progress))
 
 
-def _descended(batches: Batches, dim: int, settings: LearnerSettings, progress: Callable[[int, int], None]) -> Matrix:
+def _descended(batches: Batches, dim: int, settings: LearnerSettings, progress: Steps) -> Matrix:
     shape = _SHAPES[settings.kind](dim, settings.seed)
     identity = np.eye(dim, dtype=np.float32)
     descent = _Adam(shape.parameters, settings)

@@ -18,6 +18,7 @@ from retriever.keys import Key
 from retriever.query_encoder import QueryEncoder
 from retriever.ranking.seeding import permutation
 from retriever.snapshot import Snapshot
+from retriever.texts import by_appearance
 
 MOST_ROWS = 50_000
 """Rows that are learned from at most; the steps would not see more of them often enough."""
@@ -56,8 +57,8 @@ class Sample:
             encoder: Embeds queries.
             also: Rows of the index that have to be among them.
         """
-        alive = np.arange(len(snapshot.rows)) if snapshot.alive is None else np.flatnonzero(snapshot.alive)
-        drawn = alive[permutation(len(alive), 0, "", "learned from")[:MOST_ROWS]]
+        live = snapshot.live
+        drawn = live[permutation(len(live), 0, "", "learned from")[:MOST_ROWS]]
         places = np.union1d(drawn, drawn[:0] if also is None else also)
         examples = snapshot.examples(places)
         texts = [snapshot.key.text(example) for example in examples]
@@ -65,16 +66,15 @@ class Sample:
         vectors = snapshot.embedded(places)
         prompts = encoder.stored.prompts
         known = dict(zip(texts, vectors, strict=True)) if prompts.query == prompts.example else {}
-        numbers: dict[str, int] = {}
         return cls(
-            places,
-            examples,
-            texts,
-            np.array([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int64),
-            Frozen(vectors, encoder.queries, known),
-            BM25Index([Postings.from_documents(terms)], snapshot.base.settings.scoring()),
-            snapshot.analyze,
-            snapshot.key,
+            places=places,
+            examples=examples,
+            texts=texts,
+            copies=by_appearance(texts),
+            frozen=Frozen(vectors, encoder.queries, known),
+            lexical=BM25Index([Postings.from_documents(terms)], snapshot.base.settings.scoring()),
+            analyze=snapshot.analyze,
+            key=snapshot.key,
         )
 
     def __len__(self) -> int:

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from indexes.generation import Generation
+from indexes.generation import Generation, Manifest
 from indexes.vector_storage import TYPES, VectorRows
 from retriever.adaptation.linear_map import Matrix, Vectors, check_matrix, mapped
+from retriever.embedders import is_tuned
 from retriever.errors import IndexCorrupt, InvalidInput
 from retriever.example import Json
 
@@ -82,6 +83,15 @@ class Adaptation:
         """
         scales = {} if moved.scales is None else {SCALES_FILE: moved.scales}
         return {FILE: self.matrix, ROWS_FILE: moved.values, **scales}
+
+
+def is_adapted(manifest: Manifest) -> bool:
+    """Whether what an index searches was learned from what examples or a log say is alike.
+
+    That is by a map, or in the model itself.
+    """
+    embedder = dict(manifest["embedder"])  # type: ignore[call-overload]
+    return manifest.get(FILE) is not None or is_tuned(str(embedder["name"]))
 
 
 def fingerprint(matrix: Matrix) -> str:

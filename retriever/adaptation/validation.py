@@ -1,4 +1,4 @@
-"""Validation: whether a learned map helps on examples that it has not seen.
+"""Validation: whether what was learned, a map or a model, helps on examples that it has not seen.
 
 The pool is cut into folds by key text. For each, a map is learned from the other folds, and examples of the fold ask
 for their neighbours among these: what a new query would get from the examples that were learned from. How far to go
@@ -74,7 +74,7 @@ class Compared:
     Attributes:
         metric: Its name.
         before: Its mean with the embedder's own vectors.
-        after: Its mean with mapped ones.
+        after: Its mean with those of the learned map or model.
         error: The standard error of the difference, paired by example.
     """
 
@@ -234,7 +234,14 @@ def judge(
         if calibration is None:
             means = tuple(np.round(after.weighed.mean(axis=0), 6).tolist())
             calibration = Calibration(weights[place], choosing.name, len(after.weighed), means)
-        verdict = Verdict(kept, share, compared, calibration, len(after.judged), judged.items)
+        verdict = Verdict(
+            kept=kept,
+            share=share,
+            compared=compared,
+            calibration=calibration,
+            sample=len(after.judged),
+            items=judged.items,
+        )
         if kept or guarded is None:
             break
     return verdict
@@ -264,7 +271,13 @@ class _Values:
         asked = {measure.name: measure for measure in (judged, guarded, weighed) if measure}
         found = {name: measure.values(share, weights) for name, measure in asked.items()}
         watched = None if guarded is None else found[guarded.name]
-        return cls(weights, found[judged.name], watched, found[weighed.name], "" if guarded is None else guarded.name)
+        return cls(
+            weights=weights,
+            judged=found[judged.name],
+            guarded=watched,
+            weighed=found[weighed.name],
+            name="" if guarded is None else guarded.name,
+        )
 
     def everywhere(self) -> NDArray[np.bool_]:
         return np.ones(len(self.weights), dtype=np.bool_)

@@ -30,9 +30,9 @@ from retriever.curation.neighbours import nearest_rows
 from retriever.curation.similar import Cluster, check_threshold, clusters, near_matches, said
 from retriever.curation.suspicious import BLANK_OUTPUT, SUSPICIONS, far_above, far_lengths
 from retriever.errors import InvalidInput
-from retriever.example import Example, Json
+from retriever.example import Example, Json, canonical
 from retriever.keys import text_hash
-from retriever.publishing import Progress
+from retriever.listening import Progress, Steps, silent
 from retriever.ranking.guard import normalised
 from retriever.ranking.strategies.exact import exact_vectors
 from retriever.ranking.strategies.picks import Integers, Reals
@@ -45,7 +45,9 @@ KINDS = ("conflict", "copies", "leak", "outlier-label", "outlier-far", "suspicio
 
 _FEWEST_FOR_FAR = 50
 _CHANCE = 0.01
-_LONGEST_CLASS = 100
+LONGEST_CLASS = 100
+"""Characters that an output has at most where it is taken for the name of a class."""
+
 _LISTED = 5
 _SHOWN = 60
 _CONTEXT = 10
@@ -183,7 +185,7 @@ def audit(
     snapshot: Snapshot,
     queries: Iterable[Example] = (),
     settings: AuditSettings = AuditSettings(),
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> Audit:
     """What is wrong with a pool, for a person to look at.
 
@@ -288,9 +290,7 @@ def _agreement(columns: _Columns, rows: tuple[int, ...]) -> str:
     return " and the same output" if outputs else " and the same label" if labels else ""
 
 
-def _leaks(
-    columns: _Columns, queries: list[Example], threshold: float, progress: Callable[[int, int], None]
-) -> Iterator[Finding]:
+def _leaks(columns: _Columns, queries: list[Example], threshold: float, progress: Steps) -> Iterator[Finding]:
     """For each query that is in the pool all examples by which it is, and how."""
     row_of = columns.row_of()
     matches = near_matches([query.input_text for query in queries], columns.inputs, threshold, progress)
@@ -365,12 +365,12 @@ def _suspicious(columns: _Columns) -> Iterator[Finding]:
 def _classes(example: Example) -> frozenset[str]:
     """What an example is an instance of: its labels, else an output short enough to be the name of a class."""
     output = " ".join(example.output_text.split())
-    return example.labels or (frozenset({output}) if 0 < len(output) <= _LONGEST_CLASS else frozenset())
+    return example.labels or (frozenset({output}) if 0 < len(output) <= LONGEST_CLASS else frozenset())
 
 
 def _canonical(value: Json) -> str:
     """The same for values that differ in white space, or in the order of keys, only."""
-    return " ".join(value.split()) if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    return " ".join(value.split()) if isinstance(value, str) else canonical(value)
 
 
 def _grouped(rows: Iterable[int], value: Callable[[int], _Value]) -> dict[_Value, list[int]]:

@@ -7,9 +7,8 @@ first choice and are not chosen again, so that what is chosen complements them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,15 +16,8 @@ from numpy.typing import NDArray
 from retriever.errors import InvalidInput
 from retriever.ranking.strategies.picks import Integers, Reals, check_k
 
-Progress: TypeAlias = Callable[[str, int, int], None]
-"""Told what is being done, how much of it is done, and how much there is."""
-
 BLOCK_BYTES = 64 << 20
 """How large one block of inner products may be."""
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """No progress is shown unless it is asked for."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from retriever.curation.chosen import Chosen, Progress, silent
+from retriever.curation.chosen import Chosen
 from retriever.curation.facility import facility
 from retriever.curation.kcenter import kcenter
 from retriever.curation.spread import spread
@@ -24,6 +24,7 @@ from retriever.curation.votek import check_votes, votek
 from retriever.errors import InvalidInput
 from retriever.example import Example, Json
 from retriever.filters import Filters
+from retriever.listening import Progress, silent
 from retriever.ranking.recipe import Filter, Where
 from retriever.ranking.strategies.cluster import cluster
 from retriever.ranking.strategies.exact import exact_vectors
@@ -321,7 +322,9 @@ def curate(snapshot: Snapshot, settings: CurateSettings, progress: Progress = si
         Curated(example, rank, gain) for rank, (example, gain) in enumerate(zip(examples, gains, strict=True), start=1)
     ]
     notes = _notes(settings, found, len(repeated))
-    return Curation(settings.strategy, settings.budget, tuple(picks), len(eligible), notes)
+    return Curation(
+        strategy=settings.strategy, budget=settings.budget, picks=tuple(picks), eligible=len(eligible), notes=notes
+    )
 
 
 def _held_rows(snapshot: Snapshot, ids: Sequence[str]) -> Integers:

@@ -16,12 +16,13 @@ It prefers what is common: a block that suits most queries.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retriever.curation.chosen import Chosen, Progress, block_rows, chosen, free_rows, silent
+from retriever.curation.chosen import Chosen, block_rows, chosen, free_rows
+from retriever.listening import Progress, Steps, silent
 from retriever.ranking.strategies.exact import exact_vectors
 from retriever.ranking.strategies.picks import Integers, Reals, first_best
 
@@ -84,7 +85,7 @@ def _cover(scaled: Reals, members: Sequence[int]) -> Reals:
     return covered
 
 
-def _added(scaled: Reals, rows: Integers, low: Reals, high: Reals, told: Callable[[int, int], None]) -> Reals:
+def _added(scaled: Reals, rows: Integers, low: Reals, high: Reals, told: Steps) -> Reals:
     """For every row j, Σ over `rows` of how far j lifts their cover from `low`, counted up to `high`; shape (n,)."""
     total = np.zeros(len(scaled))
     size = block_rows(len(scaled))

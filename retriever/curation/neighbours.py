@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from retriever.curation.chosen import block_rows
+from retriever.listening import Steps, silent
 from retriever.ranking.strategies.picks import Integers, Reals
 
 _SELF = -2.0
 
 
-def nearest_rows(
-    grid: Reals, count: int, progress: Callable[[int, int], None] = lambda done, total: None
-) -> tuple[Integers, Reals]:
+def nearest_rows(grid: Reals, count: int, progress: Steps = silent) -> tuple[Integers, Reals]:
     """For every row its nearest others by cosine; equal cosines go to the lower row.
 
     A row is left out of its own neighbours by its number, not as the most similar, so that copies are neighbours.

@@ -17,19 +17,18 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from indexes.analyzers import character_ngrams
 from retriever.errors import InvalidInput
+from retriever.listening import Steps, silent
 from retriever.ranking.guard import normalised
 from retriever.ranking.strategies.picks import Integers, Reals
-
-Told: TypeAlias = Callable[[int, int], None]
 
 _BLOCK_TOKENS = 1 << 20
 _FIRST_BLOCK = 16
@@ -66,7 +65,7 @@ class Cluster:
 
 
 def near_matches(
-    queries: Sequence[str], texts: Sequence[str], threshold: float, told: Told = lambda done, total: None
+    queries: Sequence[str], texts: Sequence[str], threshold: float, told: Steps = silent
 ) -> Iterator[list[Pair]]:
     """For each query the texts that it is a near copy of, by the number of the text.
 
@@ -93,7 +92,7 @@ def near_matches(
         told(place + 1, len(queries))
 
 
-def clusters(texts: Sequence[str], threshold: float, told: Told = lambda done, total: None) -> list[Cluster]:
+def clusters(texts: Sequence[str], threshold: float, told: Steps = silent) -> list[Cluster]:
     """The connected components of near copies, in the order of their first members.
 
     Args:
@@ -223,7 +222,13 @@ class _Grouped:
         for text, group in enumerate(number):
             members[group].append(text)
             by_words[words[group]].append(text)
-        return cls(list(numbers), number, members, by_words, np.array(words, dtype=np.int64))
+        return cls(
+            normals=list(numbers),
+            number=number,
+            members=members,
+            by_words=by_words,
+            words=np.array(words, dtype=np.int64),
+        )
 
 
 @dataclass(frozen=True)
@@ -274,14 +279,14 @@ class _Sets:
         elements = _joined(prefixes)
         offsets = np.concatenate([[0], np.cumsum(np.bincount(elements, minlength=len(numbers)))])
         return cls(
-            dict(zip(numbers, ranks.tolist(), strict=True)),
-            order,
-            sizes,
-            starts,
-            tokens,
-            offsets,
-            owners[np.argsort(elements, kind="stable")],
-            np.zeros(len(numbers), dtype=np.bool_),
+            rank=dict(zip(numbers, ranks.tolist(), strict=True)),
+            order=order,
+            sizes=sizes,
+            starts=starts,
+            tokens=tokens,
+            offsets=offsets,
+            places=owners[np.argsort(elements, kind="stable")],
+            marks=np.zeros(len(numbers), dtype=np.bool_),
         )
 
     def tokens_at(self, place: int) -> NDArray[np.int32]:

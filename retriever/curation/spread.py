@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from retriever.curation.chosen import Chosen, Progress, chosen, free_rows, silent
+from retriever.curation.chosen import Chosen, chosen, free_rows
+from retriever.listening import Progress, silent
 from retriever.ranking.strategies.conditioning import Conditioned
 from retriever.ranking.strategies.dpp import LEAST_VARIANCE
 from retriever.ranking.strategies.exact import exact_vectors

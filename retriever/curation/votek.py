@@ -16,9 +16,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from retriever.curation.chosen import Chosen, Progress, chosen, free_rows, silent
+from retriever.curation.chosen import Chosen, chosen, free_rows
 from retriever.curation.neighbours import nearest_rows
 from retriever.errors import InvalidInput
+from retriever.listening import Progress, silent
 from retriever.ranking.strategies.exact import exact_vectors, on_grid
 from retriever.ranking.strategies.picks import Integers, Reals, check_range
 

@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 
 from retriever.embedders.base import first_line
 from retriever.errors import EmbedderError
-from retriever.quiet import quiet as quiet
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

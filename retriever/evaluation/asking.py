@@ -24,6 +24,7 @@ from retriever.evaluation.comparison import Values
 from retriever.evaluation.judge import AnswerMetric
 from retriever.evaluation.outcomes import Outcomes
 from retriever.example import Example
+from retriever.listening import Progress
 from retriever.prompting import Prompt
 from retriever.ranking.seeding import permutation
 
@@ -113,7 +114,7 @@ def ask(
     outcomes: Outcomes,
     *,
     on_cost: Callable[[Cost], None],
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> Answers:
     """Answers every prompt, as far as the budget reaches.
 
@@ -141,14 +142,14 @@ def ask(
         planned = _within_budget(asking, lengths)
         left_out = set(missing[planned:])
         cost = Cost(
-            len(first),
-            len(known),
-            planned,
-            len(missing) - planned,
-            sum(lengths[:planned]),
-            planned * asking.answer_tokens,
-            sum(lengths),
-            len(missing) * asking.answer_tokens,
+            prompts=len(first),
+            kept=len(known),
+            calls=planned,
+            left_out=len(missing) - planned,
+            prompt_tokens=sum(lengths[:planned]),
+            answer_tokens=planned * asking.answer_tokens,
+            all_prompt_tokens=sum(lengths),
+            all_answer_tokens=len(missing) * asking.answer_tokens,
         )
         on_cost(cost)
         outcomes.begin({key: prompt for key, prompt in first.items() if key not in left_out}, known)
@@ -156,7 +157,13 @@ def ask(
         failures = _call_all(_Caller(asking, cache, outcomes), asked, known, progress)
     texts = {name: [known.get(key) for key in one] for name, one in keys.items()}
     refused = {name: [key in failures for key in one] for name, one in keys.items()}
-    return Answers(texts, refused, len(failures), next(iter(failures.values()), ""), cost.left_out)
+    return Answers(
+        texts=texts,
+        refused=refused,
+        failed=len(failures),
+        first_failure=next(iter(failures.values()), ""),
+        left_out=cost.left_out,
+    )
 
 
 def _within_budget(asking: Asking, tokens: Sequence[int]) -> int:
@@ -173,7 +180,7 @@ def _within_budget(asking: Asking, tokens: Sequence[int]) -> int:
 
 
 def _call_all(
-    caller: _Caller, prompts: Mapping[str, Prompt], known: dict[str, str], progress: Callable[[str, int, int], None]
+    caller: _Caller, prompts: Mapping[str, Prompt], known: dict[str, str], progress: Progress
 ) -> dict[str, str]:
     """Adds the answers to those that are known; what the calls that failed said, in the order of the prompts."""
     failures: dict[str, str] = {}

@@ -21,6 +21,7 @@ from indexes.hybrid import HybridIndex
 from retriever.errors import InvalidInput
 from retriever.evaluation.metrics import TokenSet, best_overlap, output_tokens, precision
 from retriever.example import Example, Json
+from retriever.listening import Steps, silent
 from retriever.ranking.seeding import permutation
 
 Utility: TypeAlias = Callable[[TokenSet, Sequence[TokenSet]], float]
@@ -70,6 +71,10 @@ class Calibration:
         if not 0.0 <= self.weight <= 1.0:
             raise InvalidInput(f"fusion weight {self.weight}", expected="a share of the dense channel, from 0 to 1")
 
+    def if_given(self) -> Calibration | None:
+        """Itself where the user gave the weight; None for any other, so that it is calibrated again."""
+        return self if self.objective == "given" else None
+
     def to_dict(self) -> dict[str, Json]:
         """For the manifest."""
         return {**asdict(self), "utilities": list(self.utilities)}
@@ -102,7 +107,7 @@ def calibrate(
     examples: Callable[[Sequence[int]], Sequence[Example]],
     queries: Callable[[Sequence[int]], Sequence[Query]],
     copies: NDArray[np.int64],
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Steps = silent,
 ) -> Calibration:
     """Chooses the weight.
 
@@ -139,7 +144,7 @@ def utilities(
     examples: Callable[[Sequence[int]], Sequence[Example]],
     queries: Callable[[Sequence[int]], Sequence[Query]],
     copies: NDArray[np.int64],
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Steps = silent,
     weights: Sequence[float] = GRID,
 ) -> tuple[list[int], NDArray[np.float64]]:
     """How well the neighbours of held-out rows match them.

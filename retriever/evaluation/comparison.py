@@ -43,7 +43,16 @@ def compared(metric: str, better: int, names: Sequence[str], values: Values, boo
         else:
             verdict = "worse" if better else "differs"
         difference = math.fsum(differences[place].tolist()) / len(differences[place])
-        scores.append(Score(name, means[place], found[place], difference, apart, verdict))
+        scores.append(
+            Score(
+                recipe=name,
+                mean=means[place],
+                interval=found[place],
+                difference=difference,
+                difference_interval=apart,
+                verdict=verdict,
+            )
+        )
     return MetricResult(metric, better, complete.shape[1], tuple(scores))
 
 

@@ -27,13 +27,14 @@ from retriever.evaluation.judged import NEEDS, Grades, Judged, Metric, default_m
 from retriever.evaluation.outcomes import Outcomes
 from retriever.evaluation.queries import Qrels, as_asked, flattered, held_out, judgement_notes
 from retriever.evaluation.results import Evaluated, Evaluation
-from retriever.example import Example, Json, as_query
+from retriever.example import Example, Json, QueryLike, as_query
+from retriever.listening import Progress, silent
 from retriever.prompting import Prompt
 from retriever.prompts import PromptOptions
 from retriever.ranking.guard import LEVELS, normalised
 from retriever.ranking.recipe import Options, Recipe
 from retriever.recipes import RecipeLike
-from retriever.retriever import QueryLike, Retriever
+from retriever.retriever import Retriever
 from retriever.selection import Selection
 from retriever.snapshot import Snapshot
 
@@ -89,8 +90,8 @@ def evaluate(
     qrels: Qrels | None = None,
     settings: EvalSettings | None = None,
     asking: Asking | None = None,
-    on_cost: Callable[[Cost], None] = lambda cost: None,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    on_cost: Callable[[Cost], None] = silent,
+    progress: Progress = silent,
 ) -> Evaluation:
     """Compares recipes on queries whose answers are known.
 
@@ -118,7 +119,16 @@ def evaluate(
     judges, metrics = _metrics(settings, asked, grades, asking, lambda: choices_of(snapshot))
     notes = judgement_notes(snapshot, [grades.get(query.id, {}) for query in asked])
     effective = _recipes(retriever, recipes, metrics, settings)
-    task = _Task(retriever, snapshot, asked, grades, metrics, settings.prompt, asking is not None, progress)
+    task = _Task(
+        retriever=retriever,
+        snapshot=snapshot,
+        queries=asked,
+        qrels=grades,
+        metrics=metrics,
+        prompt=settings.prompt,
+        keep_prompts=asking is not None,
+        progress=progress,
+    )
     measured = {name: task.measure(name, recipe) for name, recipe in effective.items()}
     values = np.stack([one.values for one in measured.values()], axis=1)
     notes = [*flattered(snapshot, leave_one_out), *notes, *_notes(task, measured, leave_one_out is None)]
@@ -138,15 +148,15 @@ def evaluate(
     texts = {} if answers is None else answers.texts
     ordered = by_query(results[0], asked, values[0], {name: one.ids for name, one in measured.items()}, texts)
     return Evaluation(
-        known_by(snapshot),
-        "queries" if leave_one_out is None else "leave-one-out",
-        len(asked),
-        _told(settings, asking),
-        tuple(Evaluated(name, one.recipe, one.milliseconds) for name, one in measured.items()),
-        tuple(results),
-        by_label(results[0], ordered),
-        tuple(ordered[: settings.worst]),
-        tuple(notes),
+        index=known_by(snapshot),
+        asked="queries" if leave_one_out is None else "leave-one-out",
+        queries=len(asked),
+        settings=_told(settings, asking),
+        recipes=tuple(Evaluated(name, one.recipe, one.milliseconds) for name, one in measured.items()),
+        metrics=tuple(results),
+        labels=by_label(results[0], ordered),
+        worst=tuple(ordered[: settings.worst]),
+        notes=tuple(notes),
     )
 
 
@@ -294,7 +304,7 @@ class _Task:
     metrics: Sequence[Metric]
     prompt: PromptOptions
     keep_prompts: bool
-    progress: Callable[[str, int, int], None]
+    progress: Progress
 
     def measure(self, name: str, recipe: Recipe) -> _Measured:
         """Answers every query by one recipe and judges the answers."""
@@ -322,7 +332,14 @@ class _Task:
             short += len(selection.ids) < selection.recipe.select.k
             self.progress(name, place + 1, len(self.queries))
             started = time.perf_counter()
-        return _Measured(values, ids, short, selection.recipe, prompts, 1e3 * took / len(self.queries))
+        return _Measured(
+            values=values,
+            ids=ids,
+            short=short,
+            recipe=selection.recipe,
+            prompts=prompts,
+            milliseconds=1e3 * took / len(self.queries),
+        )
 
 
 def _standing(selection: Selection, prompt: Prompt) -> tuple[str, ...]:
@@ -358,13 +375,13 @@ def judged(
     places = snapshot.places_of(selection.ids)
     rows = np.array([places[identity] for identity in selection.ids], dtype=np.int64)
     return Judged(
-        truth,
-        tuple(demonstration.example for demonstration in selection),
-        tuple(demonstration.score for demonstration in selection),
-        snapshot.index.dense.vectors(rows),
-        selection.recipe.select.k,
-        tokens,
-        grades,
+        truth=truth,
+        chosen=tuple(demonstration.example for demonstration in selection),
+        scores=tuple(demonstration.score for demonstration in selection),
+        vectors=snapshot.index.dense.vectors(rows),
+        k=selection.recipe.select.k,
+        tokens=tokens,
+        grades=grades,
     )
 
 

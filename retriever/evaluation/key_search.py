@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 
 from indexes import generation as generations
-from retriever.adaptation.adapt import given_weight
 from retriever.embedders import Embedder
 from retriever.errors import InvalidInput
 from retriever.evaluation.calibration import Calibration
-from retriever.example import Example, Json
+from retriever.example import QueryLike
 from retriever.formats import Limits
 from retriever.keys import Key
+from retriever.listening import Note, Progress, silent
 from retriever.live import LiveIndex
-from retriever.publishing import Progress, publish
+from retriever.publishing import publish
 from retriever.query_encoder import QueryEncoder
 from retriever.ranking.recipe import Recipe
 from retriever.recipes import RecipeLike, select_each
@@ -34,8 +34,6 @@ from retriever.selector import Selector
 from retriever.snapshot import Base, Snapshot
 from retriever.stored_embedder import StoredEmbedder, load_for
 from retriever.writing import Rekeyed
-
-Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -64,12 +62,12 @@ class Trial:
         return self.selector.snapshot
 
     def select_each(
-        self, queries: Iterable[str | Mapping[str, Json] | Example], recipes: Sequence[RecipeLike]
+        self, queries: Iterable[QueryLike], recipes: Sequence[RecipeLike]
     ) -> Iterator[tuple[Selection, ...]]:
         """As `Retriever.select_each`, by this key."""
         return select_each(self.selector, queries, recipes, self._limits)
 
-    def keep(self, recipe: Recipe, progress: Progress = lambda stage, done, total: None) -> str:
+    def keep(self, recipe: Recipe, progress: Progress = silent) -> str:
         """Makes the key and a recipe those of the index; durable when it returns.
 
         A generation is published, with what was added and removed meanwhile. Nothing is embedded but texts that were
@@ -153,15 +151,14 @@ def _tried(
         settings=replace(snapshot.base.settings, key=key),
         embedder=embedder,
         stored_embedder=about,
-        weight=given_weight(snapshot),
+        calibration=snapshot.base.calibration.if_given(),
         recipe=snapshot.base.recipe,
         known=Reused(snapshot if about.space == own.space else None),
         progress=lambda stage, done, total: progress(f"{key}: {stage}", done, total),
     )
     generation = generations.open_current(root, published.current, verify=False)
     view = Snapshot.of(Base.load(generation, verify=False), snapshot.pool)
-    alive = slice(None) if snapshot.alive is None else snapshot.alive
-    if np.array_equal(view.text_hashes, snapshot.text_hashes[alive]):
+    if np.array_equal(view.text_hashes, snapshot.text_hashes[snapshot.live]):
         generation.close()
         raise InvalidInput(
             f"the key {key!r}, by which every example has the text that it has by {snapshot.key.spec!r}",
@@ -171,7 +168,16 @@ def _tried(
     if about.manifest != own.manifest:
         encoder = QueryEncoder(about, None if about.is_rounded else embedder(), note)
     selector = live.selector_of(view, encoder)
-    return Trial(key, snapshot, selector, published.calibration, live, limits, embedder, about)
+    return Trial(
+        key=key,
+        own=snapshot,
+        selector=selector,
+        calibration=published.calibration,
+        _live=live,
+        _limits=limits,
+        _embedder=embedder,
+        _about=about,
+    )
 
 
 def _embedder(

@@ -85,7 +85,11 @@ def search_by_answers(
     if plan.queries < count:
         notes.append(f"the budget reaches {plan.queries} of {count} queries")
     return Search(
-        scorer.judge.name, measured, made, [*notes, *_missing(scorer, measured)], told | {"backend": scorer.asking.name}
+        objective=scorer.judge.name,
+        measured=measured,
+        crossed=made,
+        notes=[*notes, *_missing(scorer, measured)],
+        told=told | {"backend": scorer.asking.name},
     )
 
 
@@ -159,7 +163,14 @@ def planned(scorer: ByAnswers, fields: Sequence[Sequence[Candidate]], count: int
         )
     calls = _calls(fields, reached)
     tokens = _tokens(asking, fields, longest, reached) - calls * asking.answer_tokens
-    return Plan(reached, count, max(map(len, fields)), calls, tokens, calls * asking.answer_tokens)
+    return Plan(
+        queries=reached,
+        of=count,
+        recipes=max(map(len, fields)),
+        calls=calls,
+        prompt_tokens=tokens,
+        answer_tokens=calls * asking.answer_tokens,
+    )
 
 
 def _calls(fields: Sequence[Sequence[Candidate]], count: int) -> int:

@@ -33,7 +33,7 @@ def held_out(snapshot: Snapshot, count: int, seed: int) -> list[Example]:
     """
     if count < 1:
         raise InvalidInput(f"leave_one_out = {count}", expected="1 or more")
-    places = np.arange(len(snapshot.rows)) if snapshot.alive is None else np.flatnonzero(snapshot.alive)
+    places = snapshot.live
     chosen = places[permutation(len(places), seed, "", "evaluation")[:count]]
     return snapshot.examples(np.sort(chosen))
 

@@ -6,7 +6,7 @@ A token cost, where there is one, is taken off either.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Protocol
@@ -24,6 +24,7 @@ from retriever.evaluation.outcomes import Outcomes
 from retriever.evaluation.queries import Qrels, as_asked
 from retriever.evaluation.search_space import Candidate, Weights
 from retriever.example import Example
+from retriever.listening import Progress
 from retriever.prompting import Prompt
 from retriever.prompts import PromptOptions
 from retriever.retriever import Retriever
@@ -31,7 +32,6 @@ from retriever.selection import Selection
 from retriever.snapshot import Snapshot
 
 Places = NDArray[np.int64]
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -34,16 +34,17 @@ from retriever.evaluation.judged import NEEDS, Metric, default_metrics, metric
 from retriever.evaluation.key_search import Trial
 from retriever.evaluation.model_search import Plan, search_by_answers
 from retriever.evaluation.queries import Qrels, judgement_notes
-from retriever.evaluation.scoring import Asked, ByAnswers, ByMetric, Places, Progress
+from retriever.evaluation.scoring import Asked, ByAnswers, ByMetric, Places
 from retriever.evaluation.search_space import Candidate, candidates
 from retriever.evaluation.tuned import Gain, Tried, Tuning
-from retriever.example import Example, Json
+from retriever.example import Example, Json, QueryLike
 from retriever.keys import Key
+from retriever.listening import Progress, silent
 from retriever.prompts import PromptOptions
 from retriever.ranking.guard import normalised
 from retriever.ranking.recipe import Recipe
 from retriever.recipes import RecipeLike, check_default
-from retriever.retriever import QueryLike, Retriever
+from retriever.retriever import Retriever
 from retriever.snapshot import Snapshot
 
 Trials: TypeAlias = Mapping[str, Trial]
@@ -136,8 +137,8 @@ def tune(
     settings: TuneSettings | None = None,
     asking: Asking | None = None,
     dry_run: bool = False,
-    on_plan: Callable[[Plan], None] = lambda plan: None,
-    progress: Progress = lambda stage, done, total: None,
+    on_plan: Callable[[Plan], None] = silent,
+    progress: Progress = silent,
 ) -> Tuning:
     """Searches a better recipe and, if its gain is above chance, makes it the index's default, and its key the key.
 
@@ -178,7 +179,15 @@ def tune(
     known = known_by(snapshot)
     given = _distinct(questions(snapshot, queries, leave_one_out, guard="near", seed=settings.seed))
     lacking = judgement_notes(snapshot, [grades.get(query.id, {}) for query in given])
-    asked = Asked(retriever, snapshot, given, grades, settings.prompt, settings.token_cost, progress)
+    asked = Asked(
+        retriever=retriever,
+        snapshot=snapshot,
+        queries=given,
+        qrels=grades,
+        prompt=settings.prompt,
+        token_cost=settings.token_cost,
+        progress=progress,
+    )
     others = {name: Recipe.of(recipe) for name, recipe in (recipes or {}).items()}
     for recipe in others.values():
         check_default(recipe, retriever.limits, snapshot.base.settings)
@@ -192,14 +201,14 @@ def tune(
         changes = gain.sure and chosen != 0 and not dry_run
         written = _kept(retriever, trials, found.measured.candidates[chosen], progress) if changes else None
     return Tuning(
-        known,
-        "queries" if leave_one_out is None else "leave-one-out",
-        _named(found.objective, settings),
-        _told(settings, len(found.crossed.own)) | dict(found.told),
-        tuple(_tried(found.measured, chosen, settings.bootstrap, snapshot.key)),
-        gain,
-        written,
-        (*lacking, *found.notes, *_few(gain), *([] if leave_one_out is None else _lent(keys))),
+        index=known,
+        asked="queries" if leave_one_out is None else "leave-one-out",
+        objective=_named(found.objective, settings),
+        settings=_told(settings, len(found.crossed.own)) | dict(found.told),
+        tried=tuple(_tried(found.measured, chosen, settings.bootstrap, snapshot.key)),
+        gain=gain,
+        written=written,
+        notes=(*lacking, *found.notes, *_few(gain), *([] if leave_one_out is None else _lent(keys))),
     )
 
 
@@ -302,7 +311,7 @@ def _gain(found: Search, bootstrap: Bootstrap) -> Gain:
         )
     apart = other - own
     interval = intervals(apart[:, np.newaxis], bootstrap)[0]
-    return Gain(len(own), _mean(own), _mean(other), _mean(apart), interval)
+    return Gain(queries=len(own), own=_mean(own), chosen=_mean(other), difference=_mean(apart), interval=interval)
 
 
 def _few(gain: Gain) -> list[str]:
@@ -336,7 +345,17 @@ def _tried(measured: Measured, chosen: int, bootstrap: Bootstrap, key: Key) -> l
             verdict = "chosen" if number == chosen else _verdict(difference, interval)
             count, mean = int(there.sum()), _mean(rows[place])
             of_key = one.key or key.spec
-            found[number] = Tried(one.name, one.recipe, of_key, count, mean, ends[place], difference, interval, verdict)
+            found[number] = Tried(
+                name=one.name,
+                recipe=one.recipe,
+                key=of_key,
+                queries=count,
+                mean=mean,
+                interval=ends[place],
+                difference=difference,
+                difference_interval=interval,
+                verdict=verdict,
+            )
     return [found[number] for number in sorted(found)]
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 from retriever.errors import InvalidInput, TemplateError
-from retriever.example import Example, Json, render, with_content_id
+from retriever.example import Example, Json, canonical, render, with_content_id
 from retriever.formats.values import Limits, RowError, check_size, keys_text, kind, parse_json, plain, plain_row, short
 from retriever.placeholders import Piece, parse
 
@@ -189,7 +188,7 @@ class RowMapper:
         for name, value in row.items():
             if name in used or value is None:
                 continue
-            if name in meta and _canonical(meta[name]) != _canonical(value):
+            if name in meta and canonical(meta[name]) != canonical(value):
                 raise RowError(f"field {short(name)} stands beside meta and in it, with different values")
             meta[name] = value
         return self._mapped(values, meta)
@@ -264,7 +263,3 @@ def _identity(value: Json) -> str | None:
     if value == "":
         raise RowError("id is empty, expected a text or an integer")
     return render(value)
-
-
-def _canonical(value: Json) -> str:
-    return json.dumps(value, sort_keys=True)

@@ -19,10 +19,10 @@ from retriever.embedders.torch_models import (
     library,
     load_error,
     model_folder,
-    quiet,
     run_batches,
 )
 from retriever.errors import EmbedderError
+from retriever.quiet import quiet
 from retriever.ranking.rerank import Cache
 from retriever.ranking.strategies.picks import Reals
 

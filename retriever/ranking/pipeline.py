@@ -129,7 +129,14 @@ def rank(
     guarded.settle()
     hits = guarded.describe(chosen)
     left = {row: why for row, why in barred.items() if row not in chosen}
-    return Ranked(tuple(map(ranking.told, choices)), hits, guarded.blocked, part.open_variance, left, part.unmet)
+    return Ranked(
+        choices=tuple(map(ranking.told, choices)),
+        hits=hits,
+        blocked=guarded.blocked,
+        open_variance=part.open_variance,
+        barred=left,
+        unmet=part.unmet,
+    )
 
 
 @dataclass(frozen=True)
@@ -161,7 +168,7 @@ def _pick(
     count = adaptive.before(_falling(candidates)[len(everything) - len(rows) :], count)
     if free:
         picked = method.pick(candidates, count, settings)
-        made = Constrained(picked, ((),) * len(picked), {}, (), picked)
+        made = Constrained(picks=picked, breaks=((),) * len(picked), barred={}, unmet=(), last=picked)
     else:
         made = constrained(
             lambda places, k: method.pick(View(candidates, places), k, settings),
@@ -212,12 +219,12 @@ def _choices(made: Constrained, rows: Rows, part: Part) -> list[Choice]:
     numbers = rows[picked.places].tolist(), picked.gains.tolist(), picked.against.tolist()
     return [
         Choice(
-            row,
-            part.strategy,
-            gain if math.isfinite(gain) else None,
-            None if against == NONE else int(rows[against]),
-            part.shared,
-            breaks,
+            row=row,
+            origin=part.strategy,
+            gain=gain if math.isfinite(gain) else None,
+            against=None if against == NONE else int(rows[against]),
+            shared=part.shared,
+            breaks=breaks,
         )
         for row, gain, against, breaks in zip(*numbers, made.breaks, strict=True)
     ]

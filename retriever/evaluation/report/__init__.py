@@ -9,7 +9,7 @@ page.*           these three
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from indexes.files import replace_file
@@ -17,8 +17,10 @@ from retriever.errors import InvalidInput
 from retriever.evaluation.report.gathering import ReportSettings, gather
 from retriever.evaluation.report.page import page, plot_library
 from retriever.evaluation.report.projection import require_umap
+from retriever.example import QueryLike
+from retriever.listening import Progress, silent
 from retriever.recipes import RecipeLike
-from retriever.retriever import QueryLike, Retriever
+from retriever.retriever import Retriever
 
 __all__ = ["ReportSettings", "write_report"]
 
@@ -30,7 +32,7 @@ def write_report(
     *,
     recipes: Mapping[str, RecipeLike] | None = None,
     settings: ReportSettings | None = None,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> int:
     """Writes the report on an index: one HTML file that needs nothing else and asks the network for nothing.
 

@@ -74,10 +74,10 @@ def histogram(name: str, title: str, values: Sequence[float], *, whole: bool, fi
         texts[-1] = f"{_number(whole, starts[-1])} and more: {int(counts[-1]):,}"
     median = float(np.median(numbers))
     return Figure(
-        name,
-        f"Histogram of {title}: {len(numbers):,} values from {_number(whole, low)} to "
+        name=name,
+        summary=f"Histogram of {title}: {len(numbers):,} values from {_number(whole, low)} to "
         f"{_number(whole, float(numbers.max()))}, median {_number(whole, median)}.",
-        [
+        data=[
             {
                 "type": "bar",
                 "x": [round(a + width / 2, 4) for a in starts],
@@ -87,8 +87,8 @@ def histogram(name: str, title: str, values: Sequence[float], *, whole: bool, fi
                 "marker": {"color": "--accent"},
             }
         ],
-        {"xaxis": {"title": {"text": title}}, "yaxis": {"nticks": 4}, "bargap": 0},
-        200,
+        layout={"xaxis": {"title": {"text": title}}, "yaxis": {"nticks": 4}, "bargap": 0},
+        height=200,
     )
 
 
@@ -101,9 +101,10 @@ def classes(report: Report) -> Figure:
     top = list(report.pool.classes[:_CLASSES])
     what = report.pool.classes_are
     return Figure(
-        "labels",
-        f"Bar chart of examples per {what}. Most: {top[0][0][:80]} with {top[0][1]:,}. The table has the same figures.",
-        [
+        name="labels",
+        summary=f"Bar chart of examples per {what}. Most: {top[0][0][:80]} with {top[0][1]:,}. "
+        "The table has the same figures.",
+        data=[
             {
                 "type": "bar",
                 "orientation": "h",
@@ -113,8 +114,11 @@ def classes(report: Report) -> Figure:
                 "marker": {"color": "--accent"},
             }
         ],
-        {"yaxis": _rows([name for name, _ in top]), "xaxis": {"title": {"text": "examples"}, "rangemode": "tozero"}},
-        90 + 20 * len(top),
+        layout={
+            "yaxis": _rows([name for name, _ in top]),
+            "xaxis": {"title": {"text": "examples"}, "rangemode": "tozero"},
+        },
+        height=90 + 20 * len(top),
     )
 
 
@@ -147,9 +151,9 @@ def _forest(number: int, metric: MetricResult) -> Figure:
         for name, mean, (low, high) in zip(names, means, ends, strict=True)
     ]
     return Figure(
-        f"forest-{number}",
-        f"Mean {metric.metric} with its interval. {'. '.join(texts)}.",
-        [
+        name=f"forest-{number}",
+        summary=f"Mean {metric.metric} with its interval. {'. '.join(texts)}.",
+        data=[
             {
                 "type": "scatter",
                 "mode": "markers",
@@ -173,8 +177,8 @@ def _forest(number: int, metric: MetricResult) -> Figure:
                 },
             }
         ],
-        {"yaxis": _rows(names), "xaxis": {"title": {"text": metric.metric}, "nticks": 6}},
-        90 + 34 * len(names),
+        layout={"yaxis": _rows(names), "xaxis": {"title": {"text": metric.metric}, "nticks": 6}},
+        height=90 + 34 * len(names),
     )
 
 
@@ -195,9 +199,9 @@ def cloud(report: Report) -> Figure:
         else ("as UMAP lays out their vectors", ("UMAP 1", "UMAP 2"))
     )
     return Figure(
-        "map",
-        f"Scatter plot of {len(of.examples):,} examples and {len(of.queries):,} queries {how}.",
-        [
+        name="map",
+        summary=f"Scatter plot of {len(of.examples):,} examples and {len(of.queries):,} queries {how}.",
+        data=[
             {
                 "type": "scatter",
                 "mode": "markers",
@@ -241,13 +245,13 @@ def cloud(report: Report) -> Figure:
                 },
             },
         ],
-        {
+        layout={
             "xaxis": {"title": {"text": axes[0]}, "nticks": 5, "zeroline": False},
             "yaxis": {"title": {"text": axes[1]}, "nticks": 5, "zeroline": False},
             "showlegend": True,
             "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         },
-        520,
+        height=520,
     )
 
 

@@ -5,30 +5,28 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
 import numpy as np
 
-from retriever.curation.audit import Audit, AuditSettings, audit
+from retriever.curation.audit import LONGEST_CLASS, Audit, AuditSettings, audit
 from retriever.errors import InvalidInput
 from retriever.evaluation.evaluate import EvalSettings, evaluate, recipes_of
 from retriever.evaluation.queries import as_asked, flattered, held_out
 from retriever.evaluation.report.mapping import Map, map_of
 from retriever.evaluation.report.projection import METHODS
 from retriever.evaluation.results import Evaluation, QueryResult
-from retriever.example import Example, Json, as_query
+from retriever.example import Example, Json, QueryLike, as_query
 from retriever.keys import text_hash
+from retriever.listening import Progress
 from retriever.ranking.recipe import Recipe
 from retriever.recipes import RecipeLike
-from retriever.retriever import QueryLike, Retriever
+from retriever.retriever import Retriever
 from retriever.selection import Selection
 from retriever.snapshot import Snapshot
 
-Progress = Callable[[str, int, int], None]
-
-_LONGEST_CLASS = 100
 _FINDINGS = 5
 
 
@@ -261,20 +259,20 @@ def _pool(snapshot: Snapshot, progress: Progress) -> Pool:
         if example.output_text.strip():
             mark = text_hash(example.output_text)
             outputs[mark] += 1
-            if len(example.output_text) <= _LONGEST_CLASS:
+            if len(example.output_text) <= LONGEST_CLASS:
                 short[mark] = example.output_text
         progress("reading", number, len(snapshot))
     # Outputs are classes where they repeat: a tenth as many as examples at most, and all of them short.
     few = not labels and outputs and len(short) == len(outputs) and 10 * len(outputs) <= len(snapshot)
     counts = Counter({short[mark]: count for mark, count in outputs.items()}) if few else labels
     return Pool(
-        len(snapshot),
-        {name: of for name, of in lengths.items() if any(of)},
-        sorted(counts.items(), key=lambda one: (-one[1], one[0])),
-        "output" if few else "label",
-        len(snapshot) - outputs.total() if few else unlabelled,
-        several,
-        len(outputs),
+        examples=len(snapshot),
+        lengths={name: of for name, of in lengths.items() if any(of)},
+        classes=sorted(counts.items(), key=lambda one: (-one[1], one[0])),
+        classes_are="output" if few else "label",
+        unlabelled=len(snapshot) - outputs.total() if few else unlabelled,
+        several=several,
+        outputs=len(outputs),
     )
 
 
@@ -299,11 +297,11 @@ def _covered(retriever: Retriever, given: Sequence[Example], hidden: Sequence[Ex
         lexical = snapshot.index.lexical
         found.append(
             Covered(
-                query,
-                math.nan if best is None else best.channels.get("dense", math.nan),
-                None if best is None else best.example,
-                tuple(term for term in terms if not lexical.knows([term])),
-                len(terms),
+                query=query,
+                cosine=math.nan if best is None else best.channels.get("dense", math.nan),
+                nearest=None if best is None else best.example,
+                unknown=tuple(term for term in terms if not lexical.knows([term])),
+                terms=len(terms),
             )
         )
     order = np.argsort([-2.0 if math.isnan(one.cosine) else one.cosine for one in found], kind="stable")
@@ -331,11 +329,11 @@ def _usage(snapshot: Snapshot, selections: Sequence[Selection], pool: Pool, list
             if len(never) == listed:
                 break
     return Usage(
-        counts.total(),
-        [(examples[identity], count) for identity, count in most],
-        len(counts),
-        never,
-        [one for one in pool.classes if one[0] not in used],
+        picks=counts.total(),
+        most=[(examples[identity], count) for identity, count in most],
+        chosen=len(counts),
+        never=never,
+        never_classes=[one for one in pool.classes if one[0] not in used],
     )
 
 

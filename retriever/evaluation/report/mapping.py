@@ -78,8 +78,8 @@ def map_of(
         method: `pca`, or `umap`, which is `pca` where UMAP finds nothing to lay out.
     """
     snapshot = retriever.snapshot
-    alive = np.arange(len(snapshot.rows)) if snapshot.alive is None else np.flatnonzero(snapshot.alive)
-    shuffled = alive[permutation(len(alive), seed, "", "map")]
+    live = snapshot.live
+    shuffled = live[permutation(len(live), seed, "", "map")]
     asked = np.sort(permutation(len(given), seed, "", "map queries")[:queries]).tolist()
     picked = snapshot.places_of(list({one: None for place in asked for one in selections[place].ids[:MOST_PICKS]}))
     shown = np.union1d(shuffled[:examples], np.array(list(picked.values()), dtype=np.int64))
@@ -98,10 +98,10 @@ def map_of(
         placed, shares, fitted = axes.of(together), axes.shares, len(rows)
     of_queries = placed[len(shown) :]
     return Map(
-        found,
-        placed[: len(shown)],
-        [counts[example.id] for example in found],
-        [
+        examples=found,
+        places=placed[: len(shown)],
+        chosen=[counts[example.id] for example in found],
+        queries=[
             Asked(
                 given[place],
                 (float(of_queries[row, 0]), float(of_queries[row, 1])),
@@ -109,7 +109,7 @@ def map_of(
             )
             for row, place in enumerate(asked)
         ],
-        "pca" if laid_out is None else "umap",
-        shares,
-        fitted,
+        method="pca" if laid_out is None else "umap",
+        shares=shares,
+        fitted=fitted,
     )
