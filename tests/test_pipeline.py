@@ -13,6 +13,7 @@ from indexes.hybrid import HybridIndex
 from indexes.lexical import BM25Index
 from indexes.postings import Postings
 from retriever.example import Example
+from retriever.ranking.adaptive import by_elbow, by_threshold
 from retriever.ranking.pipeline import Lookup, Ranked, rank
 from retriever.ranking.recipe import Recipe
 from retriever.ranking.seeding import permutation
@@ -239,6 +240,34 @@ def test_thresholds_are_of_the_fused_score_with_a_reranker_too(depth):
     assert set(rows_of(run(0, Fusion(), frozenset(), k=30, rerank=rerank, sections=least))) == set(best)
     fewer = {"adaptive": {"by": "threshold", "threshold": cut}}
     assert len(rows_of(run(0, Fusion(), frozenset(), k=30, rerank=rerank, sections=fewer))) == 20
+
+
+@pytest.mark.parametrize("rerank", [{}, {"by": "maxsim", "depth": ROWS}])
+@pytest.mark.parametrize("constraints", [{}, {"at_most": {"label": ROWS}}])
+def test_what_was_chosen_before_has_no_say_in_how_many_come_after(rerank, constraints):
+    order, fused = zip(*oracle(0, Fusion(), frozenset(), list(range(ROWS))), strict=True)
+    fixed = [order[0], order[-1]]  # of the five best, one is fixed: four others reach the score of the fifth
+    sections = {"constraints": constraints, "adaptive": {"by": "threshold", "threshold": fused[4]}}
+    ranked = run(0, Fusion(), frozenset(), k=20, fixed=fixed, rerank=rerank, sections=sections)
+    assert rows_of(ranked)[:2] == fixed
+    assert len(rows_of(ranked)) == 2 + 4
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.integers(0, ROWS - 1), unique=True, max_size=6),
+    st.sampled_from(["threshold", "elbow"]),
+    st.floats(0, 1),
+    st.booleans(),
+)
+def test_how_many_is_the_same_with_a_constraint_that_binds_nobody(fixed, by, level, reranked):
+    rerank = {"by": "maxsim", "depth": ROWS} if reranked else {}
+    rest = np.array([score for row, score in oracle(0, Fusion(), frozenset(), list(range(ROWS))) if row not in fixed])
+    wanted = by_threshold(rest, 1, 12, level) if by == "threshold" else by_elbow(rest, 1, 12)
+    for constraints in ({}, {"at_most": {"label": ROWS}}):
+        sections = {"constraints": constraints, "adaptive": {"by": by, "threshold": level}}
+        ranked = run(0, Fusion(), frozenset(), k=len(fixed) + 12, fixed=fixed, rerank=rerank, sections=sections)
+        assert len(rows_of(ranked)) == len(fixed) + wanted
 
 
 def test_parts_share_what_the_reranker_has_said():

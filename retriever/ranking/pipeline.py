@@ -158,7 +158,7 @@ def _pick(
     everything = rows if free or not len(taken) else np.concatenate([taken, rows])
     candidates = ranking.candidates(everything, lookup.reader)
     method, settings = strategy(part.strategy), part.settings()
-    count = adaptive.before(_falling(candidates)[len(everything) - len(rows) :], count)
+    count = adaptive.before(_falling(candidates, len(everything) - len(rows)), count)
     if free:
         picked = method.pick(candidates, count, settings)
         made = Constrained(picked, ((),) * len(picked), {}, (), picked)
@@ -270,9 +270,10 @@ class _Ranking:
         return replace(choice, relevance=self._relevance[choice.row], rescored=self._rescored[choice.row])
 
 
-def _falling(candidates: Candidates) -> Reals:
-    """The fused scores, best first where a reranker has put the candidates into another order."""
-    return -np.sort(-candidates.fused) if candidates.reranked else candidates.fused
+def _falling(candidates: Candidates, taken: int) -> Reals:
+    """The fused scores of those after the taken ones, best first where a reranker has put them into another order."""
+    fused = candidates.fused[taken:]
+    return -np.sort(-fused) if candidates.reranked else fused
 
 
 class _Guarded:
