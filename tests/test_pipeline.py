@@ -466,3 +466,48 @@ def test_sift_tells_what_it_leaves_open():
     ranked = run(0, Fusion(), frozenset(), strategy="sift", k=4)
     assert ranked.open_variance == pytest.approx(1 - sum(choice.gain for choice in ranked.choices), abs=1e-6)
     assert run(0, Fusion(), frozenset(), k=4).open_variance is None
+
+
+def solved_variance(rows: list[int], noise: float) -> float:
+    """k(q, q) − k_q (K + noise)⁻¹ k_q of a Gaussian process that has seen these rows."""
+    query, seen = POOLS[0][3].vector.astype(float), POOLS[0][1][rows].astype(float)
+    to_query = seen @ query
+    return float(query @ query - to_query @ np.linalg.solve(seen @ seen.T + noise * np.eye(len(rows)), to_query))
+
+
+@settings(max_examples=100)
+@given(
+    k=st.integers(0, 8),
+    fixed=st.lists(st.integers(0, ROWS - 1), unique=True, max_size=3),
+    rules=st.fixed_dictionaries(
+        {"backfill": st.booleans()},
+        optional={
+            "at_most": st.just({"label": 1}) | st.just({"label": 2}),
+            "at_least": st.just({"label": 2}) | st.just({"label": 3}),
+            "near": st.sampled_from([0.2, 0.8]),
+        },
+    ),
+    noise=st.sampled_from([0.01, 0.5]),
+    confidence=st.floats(0, 1),
+    k_min=st.integers(0, 3),
+)
+def test_confidence_is_of_the_choices_and_as_few_are_kept_as_explain_enough(k, fixed, rules, noise, confidence, k_min):
+    chosen = {"strategy": "sift", "k": k, "options": {"noise": noise}, "fixed": fixed, "candidates": 12}
+    whole = run(0, Fusion(), frozenset(), sections={"constraints": rules}, **chosen)
+    adaptive = {"by": "confidence", "confidence": confidence, "k_min": k_min}
+    kept = run(0, Fusion(), frozenset(), sections={"constraints": rules, "adaptive": adaptive}, **chosen)
+    for ranked in (whole, kept):
+        if rows_of(ranked):
+            assert ranked.open_variance == pytest.approx(solved_variance(rows_of(ranked), noise), abs=1e-6)
+        else:
+            assert ranked.open_variance is None
+    rows, first = rows_of(whole), fixed_of(whole)
+    labels = [len({row % 3 for row in rows[:cut]}) for cut in range(len(rows) + 1)]
+    least = min(rules.get("at_least", {}).get("label", 0), labels[-1])
+    good = [
+        cut
+        for cut in range(min(first + k_min, len(rows)), len(rows) + 1)
+        if 1 - solved_variance(rows[:cut], noise) >= confidence - 1e-6 and labels[cut] >= least
+    ]
+    assert rows_of(kept) == rows[: min(good, default=len(rows))]
+    assert kept.unmet == whole.unmet
