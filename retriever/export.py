@@ -134,7 +134,7 @@ def _export_to_stdout(
     settings: ExportSettings,
     *,
     resume: bool,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> int:
     if resume:
         raise InvalidInput("resume with standard output", expected="a file, which can be gone on with")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from retriever.errors import InvalidInput
 from retriever.ranking.adaptive import Adaptive, by_confidence, by_elbow, by_threshold
-from retriever.ranking.strategies.sift import sift
+from retriever.ranking.strategies.sift import left_open
 
 
 def scores(*values):
@@ -56,7 +56,13 @@ def test_an_elbow_is_the_largest_drop(given_, least, most, kept):
     [(0.4, 0, 4, 1), (0.5, 0, 4, 2), (0.75, 0, 4, 3), (0.9, 0, 4, 4), (0.4, 3, 4, 3), (0.75, 0, 2, 2), (0.0, 0, 4, 0)],
 )
 def test_confidence_keeps_the_fewest_that_explain_enough(confidence, least, most, kept):
-    assert by_confidence(scores(0.6, 0.5, 0.25, 0.2), least, most, confidence) == kept
+    assert by_confidence(scores(1.0, 0.6, 0.5, 0.25, 0.2), least, most, confidence) == kept
+
+
+def test_nothing_is_needed_where_enough_is_explained_before():
+    assert by_confidence(scores(0.25, 0.2), 0, 1, 0.75) == 0
+    assert by_confidence(scores(0.25, 0.2), 1, 1, 0.75) == 1
+    assert by_confidence(scores(0.25), 1, 1, 0.9) == 0  # there is none
 
 
 values = st.lists(st.floats(0, 1), max_size=12).map(lambda one: np.array(one, dtype=np.float64))
@@ -69,7 +75,7 @@ def test_what_is_kept_lies_between_the_bounds_as_far_as_there_are_any(given_, bo
     for kept in (
         by_threshold(given_, least, most, level),
         by_elbow(given_, least, most),
-        by_confidence(given_, least, most, level),
+        by_confidence(np.array([1.0, *given_]), least, most, level),
     ):
         assert min(least, len(given_)) <= kept <= min(most, len(given_))
 
@@ -88,14 +94,13 @@ def test_the_elbow_equals_a_search_over_all_cuts(whole):
     assert by_elbow(given_, 1, len(whole)) == expected
 
 
-def test_confidence_reads_what_sift_reports():
-    vectors = np.eye(3, dtype=np.float32)
+def test_confidence_reads_what_sift_leaves_open():
     query = (np.array([0.8, 0.6, 0.0])).astype(np.float32)
-    remaining = sift(query, vectors, 3, noise=0.1).remaining
+    open_variance = left_open(query, np.eye(3, dtype=np.float32), noise=0.1)
     # The gains are .64 / 1.1 = .582 and .36 / 1.1 = .327.
-    assert by_confidence(remaining, 0, 3, 0.55) == 1
-    assert by_confidence(remaining, 0, 3, 0.9) == 2
-    assert by_confidence(remaining, 0, 3, 0.95) == 3
+    assert by_confidence(open_variance, 0, 3, 0.55) == 1
+    assert by_confidence(open_variance, 0, 3, 0.9) == 2
+    assert by_confidence(open_variance, 0, 3, 0.95) == 3
 
 
 @pytest.mark.parametrize("bound", [(-1, 2), (3, 2)])
@@ -116,8 +121,9 @@ def test_the_settings_say_which_rule_holds_and_when():
     assert Adaptive("elbow").before(given_, 4) == 2
     assert Adaptive("elbow", k_min=9).before(given_, 4) == 4
     assert Adaptive("confidence").before(given_, 4) == 4
-    assert Adaptive("confidence", confidence=0.6).after(given_, 4) == 3
-    assert Adaptive("elbow").after(given_, 4) == 4
+    assert Adaptive("confidence", confidence=0.6).after(lambda: given_, 3, 4) == 2
+    assert Adaptive("confidence", confidence=0.6, k_min=9).after(lambda: given_, 3, 4) == 3
+    assert Adaptive("elbow").after(lambda: pytest.fail("not asked"), 3, 4) == 3
 
 
 @pytest.mark.parametrize(

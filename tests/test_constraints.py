@@ -16,7 +16,6 @@ from retriever.ranking.constrained import View, constrained
 from retriever.ranking.constraints import Constraints
 from retriever.ranking.strategies import STRATEGIES
 from retriever.ranking.strategies.base import Candidates
-from retriever.ranking.strategies.sift import Sifted
 from retriever.ranking.typed import section
 
 
@@ -51,14 +50,14 @@ def candidates(examples, vectors=None, query=None, relevance=None):
     return Candidates(np.arange(count), scores, Stub(examples, vectors, query))
 
 
-def choose(given_, k, name="top", before=(), options=None, **rules):
+def choose(given_, k, name="top", before=(), options=None, enough=len, **rules):
     strategy = STRATEGIES[name]
     settings_ = section(strategy.options, options or {}, "options")
 
     def pick(places, count):
         return strategy.pick(View(given_, places), count, settings_)
 
-    return constrained(pick, given_, k, Constraints(**rules), before=before)
+    return constrained(pick, given_, k, Constraints(**rules), before=before, enough=enough)
 
 
 def labelled(labels, **more):
@@ -172,7 +171,34 @@ def test_a_strategy_that_stops_by_itself_is_not_filled_up():
     given_ = candidates(labelled("aabb"), vectors, query=[1, 0])
     found = choose(given_, 4, "sift", options={"drop": 0.5}, at_most={"label": 1})
     assert found.picks.places.tolist() == [0]
-    assert isinstance(found.last, Sifted)
+
+
+def test_what_at_least_needs_is_kept_where_fewer_are_enough():
+    kept = choose(candidates(labelled("aabb")), 4, enough=lambda places: 1, at_least={"label": 2})
+    assert kept.picks.places.tolist() == [0, 1, 2]
+    assert kept.unmet == ()
+    every = choose(candidates(labelled("aabb")), 4, enough=lambda places: 1, every_label=True)
+    assert every.picks.places.tolist() == [0, 1, 2]
+    # b is shown by what came before; c is not to be had.
+    lacking = choose(candidates(labelled("aaab")), 3, before=(3,), enough=lambda places: 0, at_least={"label": 3})
+    assert lacking.picks.places.tolist() == [0]
+    assert lacking.unmet == ("2 of 3 distinct values of label",)
+
+
+def test_only_what_is_kept_bars_others():
+    rows = labelled("ababc")
+    whole = choose(candidates(rows), 3, at_most={"label": 1})
+    assert whole.picks.places.tolist() == [0, 1, 4]
+    assert whole.barred == dict.fromkeys((2, 3), "at most 1 of one label")
+    kept = choose(candidates(rows), 3, enough=lambda places: 1, at_most={"label": 1})
+    assert kept.picks.places.tolist() == [0]
+    assert kept.barred == {2: "at most 1 of one label"}
+
+
+def test_what_is_filled_up_and_then_not_needed_is_barred_again():
+    kept = choose(candidates(labelled("aab")), 3, enough=lambda places: 2, at_most={"label": 1})
+    assert kept.picks.places.tolist() == [0, 2]
+    assert (kept.breaks, kept.barred) == (((), ()), {1: "at most 1 of one label"})
 
 
 def masked_mmr(relevance, vectors, k, weight, labels, most):
@@ -261,6 +287,42 @@ def test_constraints_hold_with_every_strategy_wherever_a_choice_exists_that_keep
     assert reaches(places, table, asked, k) == (found.unmet == ())
     earlier = [places[:i] for i in range(len(places))]
     assert all(rival == -1 or rival in e for rival, e in zip(found.picks.against, earlier, strict=True))
+
+
+def breaks_beside(place, kept, table, asked):
+    for name, most in asked["at_most"].items():
+        column = 0 if name == "label" else 1
+        if sum(table[other][column] == table[place][column] for other in kept) >= most:
+            return True
+    return asked["near"] is not None and any(table[other][2] == table[place][2] for other in kept)
+
+
+@settings(max_examples=300)
+@given(st.sampled_from(NAMES), cells, st.integers(0, 6), st.integers(0, 6), rules)
+def test_where_fewer_are_enough_the_first_are_kept_and_lack_no_more_than_all(name, table, k, few, asked):
+    rows = [Example(str(i), f"n{n}", label=a, meta={"source": b}) for i, (a, b, n) in enumerate(table)]
+    vectors = np.eye(4, dtype=np.float32)[[row[2] for row in table]].reshape(-1, 4)
+    given_ = candidates(rows, vectors, np.ones(4) / 2)
+    whole = choose(given_, k, name, **asked)
+    kept = choose(given_, k, name, enough=lambda places: few, **asked)
+    places, all_places = kept.picks.places.tolist(), whole.picks.places.tolist()
+    assert places == all_places[: len(places)]
+    assert kept.breaks == whole.breaks[: len(places)]
+    assert kept.unmet == whole.unmet
+    wanted = dict(asked["at_least"])
+    labels = len({row[0] for row in table})
+    if asked["every_label"] and wanted.get("label", 0) <= labels <= k:
+        wanted["label"] = labels
+    shown = [
+        {key: min(least, len({table[p][key == "source"] for p in all_places[:cut]})) for key, least in wanted.items()}
+        for cut in range(len(all_places) + 1)
+    ]
+    assert len(places) == max(min(few, len(all_places)), shown.index(shown[-1]))
+    for place, why in kept.barred.items():
+        assert place not in places
+        assert why.startswith("the places left") or breaks_beside(place, places, table, asked)
+    still = {place for place in whole.barred if breaks_beside(place, places, table, asked)}
+    assert still <= kept.barred.keys()
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from indexes.hybrid import HybridIndex
 from indexes.lexical import BM25Index
 from indexes.postings import Postings
 from retriever.example import Example
+from retriever.ranking.adaptive import by_elbow, by_threshold
 from retriever.ranking.pipeline import Lookup, Ranked, rank
 from retriever.ranking.recipe import Recipe
 from retriever.ranking.seeding import permutation
@@ -241,6 +242,34 @@ def test_thresholds_are_of_the_fused_score_with_a_reranker_too(depth):
     assert len(rows_of(run(0, Fusion(), frozenset(), k=30, rerank=rerank, sections=fewer))) == 20
 
 
+@pytest.mark.parametrize("rerank", [{}, {"by": "maxsim", "depth": ROWS}])
+@pytest.mark.parametrize("constraints", [{}, {"at_most": {"label": ROWS}}])
+def test_what_was_chosen_before_has_no_say_in_how_many_come_after(rerank, constraints):
+    order, fused = zip(*oracle(0, Fusion(), frozenset(), list(range(ROWS))), strict=True)
+    fixed = [order[0], order[-1]]  # of the five best, one is fixed: four others reach the score of the fifth
+    sections = {"constraints": constraints, "adaptive": {"by": "threshold", "threshold": fused[4]}}
+    ranked = run(0, Fusion(), frozenset(), k=20, fixed=fixed, rerank=rerank, sections=sections)
+    assert rows_of(ranked)[:2] == fixed
+    assert len(rows_of(ranked)) == 2 + 4
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.integers(0, ROWS - 1), unique=True, max_size=6),
+    st.sampled_from(["threshold", "elbow"]),
+    st.floats(0, 1),
+    st.booleans(),
+)
+def test_how_many_is_the_same_with_a_constraint_that_binds_nobody(fixed, by, level, reranked):
+    rerank = {"by": "maxsim", "depth": ROWS} if reranked else {}
+    rest = np.array([score for row, score in oracle(0, Fusion(), frozenset(), list(range(ROWS))) if row not in fixed])
+    wanted = by_threshold(rest, 1, 12, level) if by == "threshold" else by_elbow(rest, 1, 12)
+    for constraints in ({}, {"at_most": {"label": ROWS}}):
+        sections = {"constraints": constraints, "adaptive": {"by": by, "threshold": level}}
+        ranked = run(0, Fusion(), frozenset(), k=len(fixed) + 12, fixed=fixed, rerank=rerank, sections=sections)
+        assert len(rows_of(ranked)) == len(fixed) + wanted
+
+
 def test_parts_share_what_the_reranker_has_said():
     asked: list[int] = []
     parts = [{"strategy": "mmr", "k": 2}, {"strategy": "coverage", "k": 2}]
@@ -437,3 +466,48 @@ def test_sift_tells_what_it_leaves_open():
     ranked = run(0, Fusion(), frozenset(), strategy="sift", k=4)
     assert ranked.open_variance == pytest.approx(1 - sum(choice.gain for choice in ranked.choices), abs=1e-6)
     assert run(0, Fusion(), frozenset(), k=4).open_variance is None
+
+
+def solved_variance(rows: list[int], noise: float) -> float:
+    """k(q, q) − k_q (K + noise)⁻¹ k_q of a Gaussian process that has seen these rows."""
+    query, seen = POOLS[0][3].vector.astype(float), POOLS[0][1][rows].astype(float)
+    to_query = seen @ query
+    return float(query @ query - to_query @ np.linalg.solve(seen @ seen.T + noise * np.eye(len(rows)), to_query))
+
+
+@settings(max_examples=100)
+@given(
+    k=st.integers(0, 8),
+    fixed=st.lists(st.integers(0, ROWS - 1), unique=True, max_size=3),
+    rules=st.fixed_dictionaries(
+        {"backfill": st.booleans()},
+        optional={
+            "at_most": st.just({"label": 1}) | st.just({"label": 2}),
+            "at_least": st.just({"label": 2}) | st.just({"label": 3}),
+            "near": st.sampled_from([0.2, 0.8]),
+        },
+    ),
+    noise=st.sampled_from([0.01, 0.5]),
+    confidence=st.floats(0, 1),
+    k_min=st.integers(0, 3),
+)
+def test_confidence_is_of_the_choices_and_as_few_are_kept_as_explain_enough(k, fixed, rules, noise, confidence, k_min):
+    chosen = {"strategy": "sift", "k": k, "options": {"noise": noise}, "fixed": fixed, "candidates": 12}
+    whole = run(0, Fusion(), frozenset(), sections={"constraints": rules}, **chosen)
+    adaptive = {"by": "confidence", "confidence": confidence, "k_min": k_min}
+    kept = run(0, Fusion(), frozenset(), sections={"constraints": rules, "adaptive": adaptive}, **chosen)
+    for ranked in (whole, kept):
+        if rows_of(ranked):
+            assert ranked.open_variance == pytest.approx(solved_variance(rows_of(ranked), noise), abs=1e-6)
+        else:
+            assert ranked.open_variance is None
+    rows, first = rows_of(whole), fixed_of(whole)
+    labels = [len({row % 3 for row in rows[:cut]}) for cut in range(len(rows) + 1)]
+    least = min(rules.get("at_least", {}).get("label", 0), labels[-1])
+    good = [
+        cut
+        for cut in range(min(first + k_min, len(rows)), len(rows) + 1)
+        if 1 - solved_variance(rows[:cut], noise) >= confidence - 1e-6 and labels[cut] >= least
+    ]
+    assert rows_of(kept) == rows[: min(good, default=len(rows))]
+    assert kept.unmet == whole.unmet

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 
+import numpy as np
 import pytest
 
 from retriever import Recipe, Retriever
@@ -239,6 +240,70 @@ class TestAdaptiveK:
     def test_confidence_without_sift_is_refused(self, index):
         with pytest.raises(InvalidInput, match="expected the strategy sift"):
             index.select(QUERY, recipe={"adaptive": {"by": "confidence"}})
+
+
+AT = {
+    "query": (1.0, 0.0, 0.0),
+    "a1": (0.8, 0.6, 0.0),
+    "a2": (0.8, -0.6, 0.0),
+    "b1": (0.0, 0.0, 1.0),
+    "b2": (0.0, 0.0, -1.0),
+}
+
+
+@pytest.fixture(scope="module")
+def placed(tmp_path_factory):
+    """Examples whose vectors are given, labelled by their first letter."""
+    pool = [{"id": name, "input": name, "output": name, "label": name[0]} for name in ("a1", "a2", "b1", "b2")]
+
+    def at(texts):
+        return np.array([AT.get(text, (1.0, 1.0, 1.0)) for text in texts], dtype=np.float32)
+
+    with Retriever.build(pool, tmp_path_factory.mktemp("placed") / "i", embedder=at, weight=1.0) as retriever:
+        yield retriever
+
+
+class TestConfidenceUnderConstraints:
+    """With noise .01, a1 explains .64 / 1.01 = .634 of the query and a2 the same; both together 1.28 / 1.29 = .992.
+
+    (Their kernel is 1.01 and .28.) b1 and b2 explain nothing.
+    """
+
+    @staticmethod
+    def select(placed, constraints, adaptive, **select):
+        sift = {"strategy": "sift", "k": 4, "options": {"noise": 0.01}}
+        recipe = {"retrieve": {"mode": "dense"}, "select": {**sift, **select}}
+        return placed.select("query", recipe={**recipe, "constraints": constraints, "adaptive": adaptive})
+
+    def test_it_is_of_what_is_shown_and_not_of_what_would_be_without_constraints(self, placed):
+        chosen = self.select(placed, {"at_most": {"label": 1}}, {}, k=2)
+        assert chosen.ids == ("a1", "b1")
+        assert chosen.confidence == pytest.approx(0.64 / 1.01)
+        filled = self.select(placed, {"at_most": {"label": 1}}, {"by": "confidence", "confidence": 0.9})
+        assert filled.ids == ("a1", "b1", "a2")
+        assert filled.confidence == pytest.approx(1.28 / 1.29)
+        assert "1 of 3 break a constraint" in filled.notes[-1]
+
+    def test_what_a_part_has_chosen_explains_too(self, placed):
+        chosen = self.select(placed, {}, {"by": "confidence", "confidence": 0.9}, fixed=["a2"])
+        assert chosen.ids == ("a2", "a1")
+        assert chosen.confidence == pytest.approx(1.28 / 1.29)
+
+    @pytest.mark.parametrize("constraints", [{"at_least": {"label": 2}}, {"every_label": True}])
+    def test_it_stops_no_sooner_than_what_at_least_needs(self, placed, constraints):
+        enough = {"by": "confidence", "confidence": 0.5}
+        assert self.select(placed, {}, enough).ids == ("a1",)
+        chosen = self.select(placed, constraints, enough)
+        assert chosen.ids == ("a1", "a2", "b1")
+        assert not any("cannot be kept" in note for note in chosen.notes)
+
+    def test_what_only_a_cut_pick_was_in_the_way_of_is_not_said_to_break_a_constraint(self, placed):
+        rules = {"at_most": {"label": 1}, "backfill": False}
+        both = {one.id for one in self.select(placed, rules, {}).dropped}
+        assert both == {"a2", "b2"}
+        cut = self.select(placed, rules, {"by": "confidence", "confidence": 0.5})
+        assert cut.ids == ("a1",)
+        assert [one.id for one in cut.dropped] == ["a2"]
 
 
 class TestBudget:

@@ -19,9 +19,9 @@ import numpy as np
 from retriever.adaptation.training import FinetuneSettings, Training
 from retriever.embedders import Prompts
 from retriever.embedders.base import sendable
-from retriever.quiet import quiet
 from retriever.errors import MissingDependency
 from retriever.listening import Steps
+from retriever.quiet import quiet
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -32,10 +32,10 @@ from retriever.adaptation.training import FinetuneSettings
 from retriever.adaptation.validation import TOLERATED, Learn
 from retriever.embedders import TunedModel, encode_checked, load_embedder
 from retriever.embedders.sentence_transformer import SentenceTransformerEmbedder
-from retriever.quiet import quiet
 from retriever.errors import InvalidInput
 from retriever.listening import Note, Progress
 from retriever.query_encoder import QueryEncoder
+from retriever.quiet import quiet
 from retriever.snapshot import Snapshot
 from retriever.stored_embedder import StoredEmbedder
 

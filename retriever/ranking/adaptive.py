@@ -2,14 +2,17 @@
 
     threshold     as long as the score is high enough
     elbow         up to the largest drop between neighbours
-    confidence    until the picks explain enough of the query (`sift` reports what they leave open)
+    confidence    until what is shown explains enough of the query (`sift` tells what it leaves open)
 
 Each is a pure function from one number per demonstration, in the order in which they are taken, to how many of them to
-keep. What is kept is always the beginning. The token budget bounds the number too, later and by itself.
+keep; `confidence` has one more, for none. What is kept is always the beginning. Constraints hold within the k that
+`threshold` and `elbow` leave; `confidence`, which must see the picks first, never cuts off what `at_least` and
+`every_label` need. The token budget bounds the number too, later and by itself.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -63,8 +66,8 @@ def by_confidence(open_variance: Reals, least: int, most: int, confidence: float
     """How many it takes to explain a share of the query's variance.
 
     Args:
-        open_variance: The share of the variance that is left after each pick, float64, shape (n,): `Sifted.remaining`
-            of a unit query.
+        open_variance: The share of the variance that is open before the first pick and after each of n, float64,
+            shape (n + 1,).
         least: As of `by_threshold`.
         most: As of `by_threshold`; taken where the share is never reached.
         confidence: The share, 0 to 1; one that is equal up to `TIE` is enough.
@@ -74,10 +77,8 @@ def by_confidence(open_variance: Reals, least: int, most: int, confidence: float
     """
     _check(open_variance, least, most)
     check_range("confidence", confidence, 0.0, 1.0)
-    if confidence <= TIE:
-        return _between(0, least, most, len(open_variance))
     enough = np.flatnonzero(1.0 - open_variance >= confidence - TIE)
-    return _between(int(enough[0]) + 1 if len(enough) else most, least, most, len(open_variance))
+    return _between(int(enough[0]) if len(enough) else most, least, most, len(open_variance) - 1)
 
 
 @dataclass(frozen=True)
@@ -115,11 +116,11 @@ class Adaptive:
             return by_threshold(scores, least, k, self.threshold)
         return by_elbow(scores, least, k) if self.by == "elbow" else k
 
-    def after(self, open_variance: Reals, k: int) -> int:
-        """How many of the picks to keep, from what they leave open; all where that does not decide."""
+    def after(self, open_variance: Callable[[], Reals], picked: int, k: int) -> int:
+        """How many picks to keep, by what is open before the first and after each; all where that does not decide."""
         if self.by != "confidence":
-            return min(k, len(open_variance))
-        return by_confidence(open_variance, min(self.k_min, k), k, self.confidence)
+            return picked
+        return by_confidence(open_variance(), min(self.k_min, k), k, self.confidence)
 
 
 def _check(scores: Reals, least: int, most: int) -> None:

@@ -14,7 +14,8 @@ What is promised. `min_score` and `min_trust` always hold. `at_most` and `near` 
 `at_least` and `every_label` hold wherever the candidates allow it beside those (a search of at most
 `constraints.SEARCH` steps decides; what it cannot find is lowered); what they lack is told. If the rest is exhausted
 before k, it is filled with the strategy's picks that break `at_most` or `near`, each told with what it breaks;
-`backfill = false` gives fewer instead. A strategy that stops by itself is not filled up.
+`backfill = false` gives fewer instead. A strategy that stops by itself is not filled up. Where fewer are `enough`, the
+first are kept, but all those that `at_least` and `every_label` need; what is told is about those that are kept.
 """
 
 from __future__ import annotations
@@ -46,14 +47,12 @@ class Constrained:
         breaks: For each pick the constraints that it breaks: empty for all but those that were back-filled.
         barred: The candidates that were in the way of a constraint, by place, and of which; chosen ones are not here.
         unmet: What `at_least` and `every_label` lack.
-        last: The strategy's last answer that was used, with whatever else it reports; None where nothing was chosen.
     """
 
     picks: Picks
     breaks: tuple[tuple[str, ...], ...]
     barred: Mapping[int, str]
     unmet: tuple[str, ...]
-    last: Picks | None
 
 
 class View(Candidates):
@@ -92,7 +91,13 @@ class View(Candidates):
 
 
 def constrained(
-    pick: Pick, candidates: Candidates, k: int, constraints: Constraints, *, before: Sequence[int] = ()
+    pick: Pick,
+    candidates: Candidates,
+    k: int,
+    constraints: Constraints,
+    *,
+    before: Sequence[int] = (),
+    enough: Callable[[Integers], int] = len,
 ) -> Constrained:
     """Chooses up to k candidates with a strategy, under constraints; see above.
 
@@ -102,6 +107,7 @@ def constrained(
         k: How many, at most, beside those of `before`.
         constraints: What they must keep to.
         before: Places of what is chosen already. It counts, and is never chosen again.
+        enough: From the places of what was chosen, in order, to how many of them are enough.
     """
     facts = Facts(candidates, constraints)
     barred = {place: why for place in range(len(candidates)) if (why := facts.barred(place)) is not None}
@@ -109,30 +115,26 @@ def constrained(
     taken = _Taken(Chosen(facts, constraints, before, len(before) + k, usable), pick, k, barred)
     open_ = sorted(usable)
     while len(taken) < k and len(open_) > len(taken) and taken.round(open_):
-        mine = set(taken.places)
-        for place in open_:
-            if place not in mine and (why := taken.set.forbids(place)) is not None:
-                barred[place] = why
-        open_ = [place for place in open_ if place not in barred]
+        open_ = taken.bar(open_)
     if constraints.backfill and not taken.stopped:
         taken.fill(sorted(usable))
+    taken.keep(enough(np.array(taken.places, dtype=np.int64)))
     return taken.result()
 
 
 class _Taken:
     """The picks taken so far."""
 
-    def __init__(self, chosen: Chosen, pick: Pick, k: int, barred: dict[int, str]) -> None:
+    def __init__(self, chosen: Chosen, pick: Pick, k: int, barred: Mapping[int, str]) -> None:
         self.set = chosen
         self.stopped = False
         self.places: list[int] = []
         self._pick = pick
         self._k = k
-        self._barred = barred
+        self._barred = {place: (0, why) for place, why in barred.items()}  # beside how many picks, and why
         self._gains: list[float] = []
         self._against: list[int] = []
         self._breaks: list[tuple[str, ...]] = []
-        self._last: Picks | None = None
 
     def __len__(self) -> int:
         return len(self.places)
@@ -147,6 +149,14 @@ class _Taken:
             self._take(place, gain, against, ())
         return not self.stopped
 
+    def bar(self, open_: list[int]) -> list[int]:
+        """Bars what may not be taken beside the picks; what is left."""
+        mine = set(self.places)
+        for place in open_:
+            if place not in mine and (why := self.set.forbids(place)) is not None:
+                self._barred[place] = len(self), why
+        return [place for place in open_ if place not in self._barred]
+
     def fill(self, usable: list[int]) -> None:
         """Takes the strategy's picks among all, whatever they break."""
         if len(self) == min(self._k, len(usable)):
@@ -155,16 +165,30 @@ class _Taken:
             if len(self) < self._k:
                 self._take(place, gain, against, tuple(self.set.broken(place)))
 
+    def keep(self, count: int) -> None:
+        """Lets go of all picks but the first so many, or as many as are needed, and of what only the others barred."""
+        count = max(count, self.set.needed())
+        if count >= len(self):
+            return
+        self.set.keep(count)
+        for column in (self.places, self._gains, self._against, self._breaks):
+            del column[count:]
+        for place, (beside, _) in list(self._barred.items()):
+            if beside > count:
+                del self._barred[place]
+                if broken := self.set.broken(place):
+                    self._barred[place] = count, broken[0]
+
     def result(self) -> Constrained:
         """All that was taken."""
         chosen = picks(self.places, self._gains, self._against)
-        barred = {place: why for place, why in sorted(self._barred.items()) if place not in self.places}
-        return Constrained(chosen, tuple(self._breaks), barred, self.set.unmet(), self._last)
+        barred = {place: why for place, (_, why) in sorted(self._barred.items()) if place not in self.places}
+        return Constrained(chosen, tuple(self._breaks), barred, self.set.unmet())
 
     def _picks(self, among: list[int]) -> list[tuple[int, float, int]]:
         """The strategy's picks that are not taken yet, with gains and rivals."""
         within = np.array(among, dtype=np.int64)
-        picked = self._last = self._pick(within, min(self._k, len(among)))
+        picked = self._pick(within, min(self._k, len(among)))
         self.stopped = len(picked) < min(self._k, len(among))
         rivals = [NONE if one == NONE else int(within[one]) for one in picked.against]
         found = zip(within[picked.places].tolist(), picked.gains.tolist(), rivals, strict=True)

@@ -166,6 +166,7 @@ class Chosen:
         self.usable = usable
         self.slots = slots
         self.places = list(before)
+        self._before = len(before)
         self.wanted = self._wanted()
         self._widest = {name: max(map(len, facts.values(name)), default=0) for name in self.wanted}
         self._plan: list[int] = []
@@ -232,13 +233,28 @@ class Chosen:
 
     def unmet(self) -> tuple[str, ...]:
         """What is lacking, in words."""
-        asked = {**self.rules.at_least, **self._every_label()}
+        asked = self._asked()
         shown = {name: len(self._shown(name)) for name in asked}
         return tuple(
             f"{shown[name]} of {least} distinct values of {name}"
             for name, least in asked.items()
             if shown[name] < least
         )
+
+    def needed(self) -> int:
+        """How many of those taken it takes, from the first, to lack no more than all of them do."""
+        shown = {name: min(least, len(self._shown(name))) for name, least in self._asked().items()}
+        cuts = range(self._before, len(self.places))
+        enough = (
+            cut
+            for cut in cuts
+            if all(len(self._union(name, self.places[:cut])) >= least for name, least in shown.items())
+        )
+        return next(enough, len(self.places)) - self._before
+
+    def keep(self, count: int) -> None:
+        """Lets go of all that was taken but the first so many."""
+        del self.places[self._before + count :]
 
     def _search(self, beside: list[int], steps: Iterator[int]) -> list[int] | None:
         if next(steps, None) is None:
@@ -275,23 +291,26 @@ class Chosen:
         return sorted(best or [], key=lambda p: (-sum(bool(self.facts.values(n)[p]) for n in short), p))
 
     def _shown(self, name: str, beside: Collection[int] = ()) -> set[str]:
-        values = self.facts.values(name)
-        return {value for place in (*self.places, *beside) for value in values[place]}
+        return self._union(name, (*self.places, *beside))
 
-    def _every_label(self) -> dict[str, int]:
-        if not self.rules.every_label:
-            return {}
-        labels = self.facts.values("label")
-        every = len({label for place in (*self.places, *self.usable) for label in labels[place]})
-        return {"label": every} if max(every, self.rules.at_least.get("label", 0)) == every <= self.slots else {}
+    def _possible(self, name: str) -> int:
+        return len(self._shown(name, self.usable))
+
+    def _union(self, name: str, places: Collection[int]) -> set[str]:
+        values = self.facts.values(name)
+        return {value for place in places for value in values[place]}
+
+    def _asked(self) -> dict[str, int]:
+        """How many distinct values are asked for, whether they can be had or not."""
+        least = dict(self.rules.at_least)
+        if self.rules.every_label:
+            every = self._possible("label")
+            if least.get("label", 0) <= every <= self.slots:
+                least["label"] = every
+        return least
 
     def _wanted(self) -> dict[str, int]:
-        asked = {**self.rules.at_least, **self._every_label()}
-        possible = {
-            name: len({v for place in (*self.places, *self.usable) for v in self.facts.values(name)[place]})
-            for name in asked
-        }
-        return {name: min(least, possible[name]) for name, least in asked.items()}
+        return {name: min(least, self._possible(name)) for name, least in self._asked().items()}
 
     def _allow_for_what_can_be(self) -> None:
         """Lowers what is wanted, the largest lack first, until a choice that has it is found."""

@@ -26,8 +26,7 @@ from retriever.ranking.seeding import permutation
 from retriever.ranking.strategies import strategy
 from retriever.ranking.strategies.base import Candidates, Reader
 from retriever.ranking.strategies.fixed import FixedOptions
-from retriever.ranking.strategies.picks import NONE, Reals
-from retriever.ranking.strategies.sift import Sifted
+from retriever.ranking.strategies.picks import NONE, Integers, Reals
 
 Rows: TypeAlias = NDArray[np.int64]
 Check: TypeAlias = Callable[[Rows], Sequence[str | None]]
@@ -67,7 +66,7 @@ class Ranked:
         choices: The rows, and how each came in.
         hits: The rows and their scores.
         blocked: What the guard left out, by row, with the reason.
-        open_variance: The share of the query's variance that the choices leave open, where the strategy tells.
+        open_variance: The share of the query's variance that all choices leave open, where the last strategy tells.
         barred: What the constraints left out, by row, with the reason.
         unmet: Constraints that the candidates do not allow to be kept.
     """
@@ -128,12 +127,14 @@ def rank(
     # A copy of the query that the guard meets must not set the scale, whoever chose.
     guarded.settle()
     hits = guarded.describe(chosen)
+    left_open = _left_open(select.last, lookup.reader)
+    open_variance = float(left_open(chosen)[-1]) if left_open and choices else None
     left = {row: why for row, why in barred.items() if row not in chosen}
     return Ranked(
         choices=tuple(map(ranking.told, choices)),
         hits=hits,
         blocked=guarded.blocked,
-        open_variance=part.open_variance,
+        open_variance=open_variance,
         barred=left,
         unmet=part.unmet,
     )
@@ -146,7 +147,6 @@ class _Picked:
     choices: tuple[Choice, ...]
     barred: Mapping[int, str] = field(default_factory=dict)
     unmet: tuple[str, ...] = ()
-    open_variance: float | None = None
 
 
 def _pick(
@@ -165,10 +165,12 @@ def _pick(
     everything = rows if free or not len(taken) else np.concatenate([taken, rows])
     candidates = ranking.candidates(everything, lookup.reader)
     method, settings = strategy(part.strategy), part.settings()
-    count = adaptive.before(_falling(candidates)[len(everything) - len(rows) :], count)
+    count = adaptive.before(_falling(candidates, len(everything) - len(rows)), count)
+    enough = _enough(part, count, everything, taken, lookup.reader, adaptive)
     if free:
         picked = method.pick(candidates, count, settings)
-        made = Constrained(picks=picked, breaks=((),) * len(picked), barred={}, unmet=(), last=picked)
+        picked = picked.first(enough(picked.places))
+        made = Constrained(picked, ((),) * len(picked), {}, ())
     else:
         made = constrained(
             lambda places, k: method.pick(View(candidates, places), k, settings),
@@ -176,17 +178,31 @@ def _pick(
             count,
             recipe.constraints,
             before=range(len(taken)),
+            enough=enough,
         )
-    kept, open_variance = len(made.picks), None
-    if isinstance(made.last, Sifted) and len(made.last):
-        kept = min(kept, adaptive.after(made.last.remaining, count))
-        open_variance = float(made.last.remaining[kept - 1]) if kept else None
-    return _Picked(
-        tuple(_choices(made, everything, part)[:kept]),
-        {int(everything[place]): why for place, why in made.barred.items()},
-        made.unmet,
-        open_variance,
-    )
+    barred = {int(everything[place]): why for place, why in made.barred.items()}
+    return _Picked(tuple(_choices(made, everything, part)), barred, made.unmet)
+
+
+def _enough(
+    part: Part, count: int, rows: Rows, taken: Rows, reader: Reader, adaptive: Adaptive
+) -> Callable[[Integers], int]:
+    """From the places of a part's picks, in order, to how many are enough beside what is taken."""
+    left_open = _left_open(part, reader)
+    if left_open is None:
+        return len
+
+    def enough(places: Integers) -> int:
+        shown = np.concatenate([taken, rows[places]])
+        return adaptive.after(lambda: left_open(shown)[len(taken) :], len(places), count)
+
+    return enough
+
+
+def _left_open(part: Part, reader: Reader) -> Callable[[Rows], Reals] | None:
+    """What is open of the query's variance before the first of some rows and after each, if the strategy tells it."""
+    tell = strategy(part.strategy).left_open
+    return None if tell is None else lambda rows: tell(reader, rows, part.settings())
 
 
 def _rows_for(part: Part, count: int, ranking: _Ranking, lookup: Lookup, recipe: Recipe, taken: Rows) -> Rows:
@@ -277,9 +293,10 @@ class _Ranking:
         return replace(choice, relevance=self._relevance[choice.row], rescored=self._rescored[choice.row])
 
 
-def _falling(candidates: Candidates) -> Reals:
-    """The fused scores, best first where a reranker has put the candidates into another order."""
-    return -np.sort(-candidates.fused) if candidates.reranked else candidates.fused
+def _falling(candidates: Candidates, taken: int) -> Reals:
+    """The fused scores of those after the taken ones, best first where a reranker has put them into another order."""
+    fused = candidates.fused[taken:]
+    return -np.sort(-fused) if candidates.reranked else fused
 
 
 class _Guarded:

@@ -21,7 +21,7 @@ from strategy_cases import (
 )
 
 from retriever.errors import InvalidInput
-from retriever.ranking.strategies.sift import Stop, sift
+from retriever.ranking.strategies.sift import Stop, left_open, sift
 
 noises = st.sampled_from([0.0078125, 0.125, 1.0])
 queries = vectors.map(lambda row: np.array(row, dtype=np.float32))
@@ -45,6 +45,11 @@ def posterior_variance(query, rows, members, noise):
     return dot(query, query) - dot(with_query, solved(kernel, with_query))
 
 
+def remaining_after(query, matrix, k, noise):
+    """What is open after each pick."""
+    return left_open(query, matrix[sift(query, matrix, k, noise=noise).places], noise=noise)[1:]
+
+
 def numeric_variance(query, rows, members, noise):
     chosen = rows[members]
     kernel = chosen @ chosen.T + noise * np.eye(len(members))
@@ -56,6 +61,7 @@ def numeric_variance(query, rows, members, noise):
 def test_sift_lowers_the_posterior_variance_most_at_every_step(query, matrix, k, noise):
     chosen = sift(query, matrix, k, noise=noise)
     assert is_selection(chosen.places.tolist(), len(matrix), k)
+    remaining = left_open(query, matrix[chosen.places], noise=noise)
     goal, rows, exact_noise = fractions([query])[0], fractions(matrix), Fraction(noise)
     for step, place in enumerate(chosen.places[:4].tolist()):
         before = chosen.places[:step].tolist()
@@ -67,7 +73,17 @@ def test_sift_lowers_the_posterior_variance_most_at_every_step(query, matrix, k,
         }
         assert place == first_best(gain)
         assert chosen.gains[step] == pytest.approx(float(gain[place]), abs=1e-12)
-        assert chosen.remaining[step] == pytest.approx(float(variance - gain[place]), abs=1e-12)
+        assert remaining[step + 1] == pytest.approx(float(variance - gain[place]), abs=1e-12)
+
+
+@many
+@given(queries, matrices(5), st.randoms(use_true_random=False), noises)
+def test_what_any_observations_leave_open_is_the_posterior_variance(query, matrix, random, noise):
+    order = list(range(len(matrix)))
+    random.shuffle(order)
+    goal, rows = fractions([query])[0], fractions(matrix)
+    expected = [posterior_variance(goal, rows, order[:n], Fraction(noise)) for n in range(len(order) + 1)]
+    assert left_open(query, matrix[order], noise=noise) == pytest.approx([float(one) for one in expected], abs=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -81,16 +97,18 @@ def test_sift_agrees_with_linear_algebra_on_larger_cases(seed):
         places.append(free[int(np.argmin(variances))])
     chosen = sift(query, rows, 10, noise=noise)
     assert chosen.places.tolist() == places
-    assert chosen.remaining[-1] == pytest.approx(numeric_variance(goal, wide, places, noise), abs=1e-6)
+    remaining = left_open(query, rows[places], noise=noise)
+    assert remaining[-1] == pytest.approx(numeric_variance(goal, wide, places, noise), abs=1e-6)
 
 
 def test_the_second_copy_is_worth_noise_over_two_plus_noise_of_the_first():
     query = np.array([1, 0], dtype=np.float32)
-    chosen = sift(query, np.array([[1, 0], [1, 0]], dtype=np.float32), 2, noise=0.5)
+    copies = np.array([[1, 0], [1, 0]], dtype=np.float32)
+    chosen = sift(query, copies, 2, noise=0.5)
     # First 1 / 1.5; then c = v = 1 − 1 / 1.5 = 1/3 and the gain (1/9) / (1/3 + 1/2) = 2/15.
     assert chosen.gains == pytest.approx([2 / 3, 2 / 15])
     assert chosen.gains[1] / chosen.gains[0] == pytest.approx(0.5 / 2.5)
-    assert chosen.remaining == pytest.approx([1 / 3, 1 / 5])
+    assert left_open(query, copies, noise=0.5) == pytest.approx([1, 1 / 3, 1 / 5])
     assert chosen.against.tolist() == [-1, 0]
 
 
@@ -114,7 +132,7 @@ def test_an_opposite_counts_as_explained():
 @some
 @given(queries, matrices(), wanted, noises)
 def test_the_remaining_variance_never_rises_and_is_never_negative(query, matrix, k, noise):
-    remaining = sift(query, matrix, k, noise=noise).remaining
+    remaining = remaining_after(query, matrix, k, noise)
     assert (np.diff(remaining) <= 1e-12).all()
     assert (remaining >= -1e-12).all()
 
@@ -128,9 +146,11 @@ def test_the_first_pick_is_the_nearest_or_the_most_opposite(query, matrix, noise
 
 
 def test_nothing_can_be_gained_at_a_zero_query():
-    chosen = sift(np.array(ZERO, dtype=np.float32), np.eye(4, dtype=np.float32), 3)
+    query = np.array(ZERO, dtype=np.float32)
+    chosen = sift(query, np.eye(4, dtype=np.float32), 3)
     assert chosen.places.tolist() == [0, 1, 2]
-    assert chosen.gains.tolist() == chosen.remaining.tolist() == [0, 0, 0]
+    assert chosen.gains.tolist() == [0, 0, 0]
+    assert left_open(query, np.eye(4, dtype=np.float32)).tolist() == [0, 0, 0, 0, 0]
 
 
 @some
@@ -144,7 +164,7 @@ def test_the_confidence_rule_keeps_a_pick_while_its_deviation_is_at_most_one_ove
     # Copies of the query at noise 1 leave the variance 1 / (1 + i): deviations .71, .58, .5, .45, .41 …; with alpha .8
     # the limits are 1.25, .63, .42: the third is too many.
     copies = np.tile(np.array([1, 0], dtype=np.float32), (6, 1))
-    assert sift(copies[0], copies, 6, noise=1.0).remaining == pytest.approx([1 / (1 + i) for i in range(1, 7)])
+    assert left_open(copies[0], copies, noise=1.0) == pytest.approx([1 / (1 + i) for i in range(7)])
     assert len(sift(copies[0], copies, 6, noise=1.0, stop=Stop(alpha=0.8))) == 2
     assert len(sift(copies[0], copies, 6, noise=1.0, stop=Stop(alpha=0.8, least=4))) == 4
     assert len(sift(copies[0], copies, 6, noise=1.0, stop=Stop(alpha=100))) == 1

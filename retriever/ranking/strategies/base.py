@@ -140,6 +140,9 @@ class Strategy:
             where they come by relevance.
         blind: Whether it does without a query, so that it can choose a block that all queries share.
         ranked: Whether it matters how relevant a candidate is, and not only that it is one.
+        left_open: From the reader, n rows in the order in which they were chosen, whoever chose them, and settings to
+            the share of the query's variance that is open before the first and after each, shape (n + 1,); None where
+            the strategy has no such measure.
     """
 
     pick: Callable[[Candidates, int, Any], Picks]
@@ -148,3 +151,4 @@ class Strategy:
     shuffled_by: Callable[[Any, str], str | None] = by_relevance_order
     blind: bool = False
     ranked: bool = True
+    left_open: Callable[[Reader, Integers, Any], Reals] | None = None

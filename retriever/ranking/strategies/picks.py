@@ -46,6 +46,10 @@ class Picks:
         """How many were picked."""
         return len(self.places)
 
+    def first(self, count: int) -> Picks:
+        """The first so many of them."""
+        return Picks(self.places[:count], self.gains[:count], self.against[:count])
+
 
 def picks(places: Sequence[int], gains: Sequence[float], against: Sequence[int]) -> Picks:
     """Picks from the lists that a strategy filled."""

@@ -11,7 +11,8 @@ as much. c and v follow by one row of the Cholesky factor per pick, O(m · k²) 
 Selection is eager: marginal gains may rise, so a lazy queue would not be exact. Repeats are not allowed, other than in
 the paper: a demonstration shown twice tells a language model nothing new.
 
-The variance that remains after each pick, from 1 down, is a measure of confidence, and can end the selection early.
+The variance that is left open, from 1 down, is a measure of confidence. It can end the selection early, and `left_open`
+tells it of any observations, whoever chose them.
 
 The kernel is exact (see `exact`), its conditioning elementwise, so the picks do not depend on threads.
 """
@@ -24,22 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retriever.errors import InvalidInput
-from retriever.ranking.strategies.base import Candidates, Strategy
+from retriever.ranking.strategies.base import Candidates, Reader, Strategy
 from retriever.ranking.strategies.conditioning import Conditioned
 from retriever.ranking.strategies.exact import exact_vectors
-from retriever.ranking.strategies.picks import Picks, Reals, check_k, check_range, first_best, picks
-
-
-@dataclass(frozen=True)
-class Sifted(Picks):
-    """Picks and what they leave open.
-
-    Attributes:
-        remaining: The variance at the query after each pick, float64, shape (picks,): its squared length, 1 for a unit
-            vector, less the gains so far.
-    """
-
-    remaining: Reals
+from retriever.ranking.strategies.picks import Integers, Picks, Reals, check_k, check_range, first_best, picks
 
 
 @dataclass(frozen=True)
@@ -81,7 +70,7 @@ ALL = Stop()
 
 def sift(
     query: NDArray[np.float32], vectors: NDArray[np.float32], k: int, *, noise: float = 0.1, stop: Stop = ALL
-) -> Sifted:
+) -> Picks:
     """Picks that together tell most about the query.
 
     Args:
@@ -100,39 +89,83 @@ def sift(
         InvalidInput: A shape, vector or setting that cannot be used.
     """
     check_k(k)
-    if not 0.0 < noise < np.inf:
-        raise InvalidInput(f"noise = {noise}", expected="a number above 0")
-    if query.shape != vectors.shape[1:]:
-        raise InvalidInput(f"query of shape {query.shape}", expected=f"{vectors.shape[1:]}")
-    grid, squares = exact_vectors(vectors)
-    (target,), (open_variance,) = exact_vectors(query[None])
-    conditioned, gains = _greedy(grid, squares, target, min(k, len(grid)), noise, stop, float(open_variance))
-    against = [conditioned.rival(place, step) for step, place in enumerate(conditioned.places)]
-    chosen = picks(conditioned.places, gains, against)
-    return Sifted(chosen.places, chosen.gains, chosen.against, open_variance - np.cumsum(chosen.gains))
-
-
-def _greedy(
-    grid: Reals, variance: Reals, target: Reals, count: int, noise: float, stop: Stop, remaining: float
-) -> tuple[Conditioned, list[float]]:
-    """The picks and their gains, from exact vectors, their squared lengths, the query and its squared length."""
-    conditioned = Conditioned(count, len(grid))
+    count = min(k, len(vectors))
+    belief = _Belief(query, vectors, noise, count)
     gains: list[float] = []
-    covariance = grid @ target
+    remaining = belief.variance
     for step in range(count):
-        gain = covariance * covariance / (variance + noise)
-        gain[conditioned.places] = -np.inf
+        gain = belief.gains()
+        gain[belief.places] = -np.inf
         place = first_best(gain)
         gained = float(gain[place])
         if stop.now(step + 1, remaining, gained):
             break
-        pivot = float(variance[place]) + noise
-        row = conditioned.add(place, grid @ grid[place], pivot)
-        covariance = covariance - row * (covariance[place] / np.sqrt(pivot))
-        variance = np.maximum(variance - row * row, 0.0)
+        belief.observe(place)
         gains.append(gained)
         remaining -= gained
-    return conditioned, gains
+    return picks(belief.places, gains, belief.rivals())
+
+
+def left_open(query: NDArray[np.float32], vectors: NDArray[np.float32], *, noise: float = 0.1) -> Reals:
+    """The variance at the query with nothing observed, and after each of some observations in their order.
+
+    Args:
+        query: As of `sift`.
+        vectors: What is observed, unit or zero vectors, shape (n, d).
+        noise: As of `sift`.
+
+    Returns:
+        Float64, shape (n + 1,): the query's squared length, 1 for a unit vector, then what each leaves of it.
+
+    Raises:
+        InvalidInput: As of `sift`.
+    """
+    belief = _Belief(query, vectors, noise, len(vectors))
+    gains: list[float] = []
+    for place in range(len(vectors)):
+        gains.append(float(belief.gains()[place]))
+        belief.observe(place)
+    return belief.variance - np.cumsum([0.0, *gains])
+
+
+class _Belief:
+    """What is known of the query after some observations.
+
+    Attributes:
+        variance: That at the query with nothing observed.
+        places: What was observed.
+    """
+
+    def __init__(self, query: NDArray[np.float32], vectors: NDArray[np.float32], noise: float, most: int) -> None:
+        if not 0.0 < noise < np.inf:
+            raise InvalidInput(f"noise = {noise}", expected="a number above 0")
+        if query.shape != vectors.shape[1:]:
+            raise InvalidInput(f"query of shape {query.shape}", expected=f"{vectors.shape[1:]}")
+        self._grid, self._variances = exact_vectors(vectors)
+        (target,), (variance,) = exact_vectors(query[None])
+        self.variance = float(variance)
+        self._covariances = self._grid @ target
+        self._noise = noise
+        self._conditioned = Conditioned(most, len(vectors))
+
+    @property
+    def places(self) -> list[int]:
+        return self._conditioned.places
+
+    def gains(self) -> Reals:
+        """By how much the variance at the query would fall with each candidate."""
+        gains: Reals = self._covariances * self._covariances / (self._variances + self._noise)
+        return gains
+
+    def observe(self, place: int) -> None:
+        pivot = float(self._variances[place]) + self._noise
+        row = self._conditioned.add(place, self._grid @ self._grid[place], pivot)
+        self._covariances = self._covariances - row * (self._covariances[place] / np.sqrt(pivot))
+        self._variances = np.maximum(self._variances - row * row, 0.0)
+
+    def rivals(self) -> list[int]:
+        """For each observation the earlier one that explains most of its own variance."""
+        return [self._conditioned.rival(place, step) for step, place in enumerate(self.places)]
 
 
 @dataclass(frozen=True)
@@ -151,8 +184,12 @@ class SiftOptions(Stop):
             raise InvalidInput(f"noise = {self.noise}", expected="a number above 0")
 
 
-def _pick(candidates: Candidates, k: int, options: SiftOptions) -> Sifted:
+def _pick(candidates: Candidates, k: int, options: SiftOptions) -> Picks:
     return sift(candidates.reader.query_vector, candidates.vectors, k, noise=options.noise, stop=options)
 
 
-SIFT = Strategy(pick=_pick, options=SiftOptions, ranked=False)
+def _left_open(reader: Reader, rows: Integers, options: SiftOptions) -> Reals:
+    return left_open(reader.query_vector, reader.vectors(rows), noise=options.noise)
+
+
+SIFT = Strategy(pick=_pick, options=SiftOptions, left_open=_left_open, ranked=False)
