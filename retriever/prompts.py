@@ -48,7 +48,8 @@ def prompt_for(selection: Selection, options: PromptOptions, *, labels: Labels, 
 
     Raises:
         TemplateError: The template and what is to fill it do not fit.
-        InvalidInput: The prompt is over the budget even without demonstrations, too large, or an option cannot be used.
+        InvalidInput: The prompt is over the budget even without demonstrations that are not shared, too large, or an
+            option cannot be used.
     """
     template = options.get("template", "io")
     template = template if isinstance(template, Template) else load_template(template)
@@ -64,6 +65,7 @@ def prompt_for(selection: Selection, options: PromptOptions, *, labels: Labels, 
         examples,
         priority=[demonstration.rank for demonstration in ordered],
         scores=[demonstration.score for demonstration in ordered],
+        shared=[demonstration.shared for demonstration in ordered],
         template=template,
         slots=slots,
         budget=budget,

@@ -8,6 +8,8 @@ import json
 import numpy as np
 import pandas
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support import build, embed
 
 from retriever import BadRow, Example, IndexSettings, Recipe, Retriever, Template
@@ -717,6 +719,47 @@ class TestPrompt:
         assert prompt.messages[0]["role"] == "system"
         assert prompt.messages[0]["content"].endswith("\ncard\nfees\nlogin\nrefund")
 
+    @settings(max_examples=60)
+    @given(
+        queries=st.lists(st.text("card refund fees login", max_size=60), min_size=2, max_size=4),
+        part=st.sampled_from(
+            [
+                {"strategy": "fixed", "options": {"ids": ["login-1", "card-2", "fees-0"]}},
+                {"strategy": "random"},
+                {"strategy": "random", "options": {"stratified": True}},
+                {"strategy": "cluster"},
+                {"strategy": "cluster", "options": {"clusters": 2, "by_complexity": True}},
+            ]
+        ),
+        budget=st.fixed_dictionaries(
+            {
+                "tokens": st.integers(20, 160),
+                "fill": st.sampled_from(["order", "density"]),
+                "prune": st.sampled_from([[], ["longest"], ["rationale", "longest"]]),
+            }
+        ),
+        order=st.sampled_from(["best-last", "best-first", "edges", "random", "complexity", "label-interleaved"]),
+        form=st.sampled_from(["messages", "text"]),
+    )
+    def test_a_shared_part_begins_every_prompt_with_the_same_bytes(self, index, queries, part, budget, order, form):
+        recipe = {
+            "select": {"k": 6, "parts": [{**part, "k": 3, "shared": True}]},
+            "order": {"by": order},
+            "budget": budget,
+        }
+        begins = set()
+        for query in queries:
+            selection = index.select(query, recipe=recipe)
+            block = [one.example for one in selection.in_prompt_order if one.shared]
+            try:
+                prompt = index.prompt(selection, prompt_options={"form": form})
+            except InvalidInput as error:
+                assert "any demonstration but the 3 that all queries share" in error.seen
+                continue
+            assert list(prompt.demonstrations[:3]) == block
+            begins.add((*prompt.text.split("\n\n")[:3], *(message["content"] for message in prompt.messages[:6])))
+        assert len(begins) <= 1
+
     def test_labels_that_are_given_take_their_place(self, index):
         options = {"template": "classification", "slots": {"labels": "yes\nno"}}
         assert index.prompt("refund", k=0, prompt_options=options).messages[0]["content"].endswith(":\nyes\nno")
@@ -738,8 +781,8 @@ class TestPrompt:
         path.write_text('system = "You are $who."\ninput = "[$meta.language] $input"\noutput = "$label"\n')
         query = {"input": "lost", "language": "en"}
         template = Template("desk", system="You are $who.", input="[$meta.language] $input", output="$label")
-        for given in (path, str(path), template):
-            options = {"template": given, "slots": {"who": "a clerk"}}
+        for source in (path, str(path), template):
+            options = {"template": source, "slots": {"who": "a clerk"}}
             prompt = index.prompt(query, strategy="fixed", fixed=["card-1"], prompt_options=options)
             assert [message["content"] for message in prompt.messages] == [
                 "You are a clerk.",
