@@ -715,9 +715,61 @@ class TestPrompt:
             index.prompt("refund", tokens=bare - 1)
 
     def test_the_classification_template_lists_the_labels_of_the_pool(self, index):
-        prompt = index.prompt("refund", k=1, prompt_options={"template": "classification"})
+        prompt = index.prompt("refund", k=0, prompt_options={"template": "classification"})
         assert prompt.messages[0]["role"] == "system"
         assert prompt.messages[0]["content"].endswith("\ncard\nfees\nlogin\nrefund")
+
+    def test_a_list_of_labels_that_no_demonstration_answers_with_is_refused(self, index):
+        # The label is "refund" and the output "refund desk": list and demonstrations would contradict each other.
+        with pytest.raises(TemplateError) as caught:
+            index.prompt("refund", k=2, prompt_options={"template": "classification"})
+        assert "no demonstration answers with one" in caught.value.seen
+        assert "has the label 'refund' and the output 'refund desk'" in caught.value.seen
+        assert "a template that shows $label" in caught.value.fix
+
+    def test_what_is_listed_is_what_the_demonstrations_show(self, index):
+        outputs = [f"{label} desk" for label in PHRASES]
+        options = {"template": "classification", "slots": {"labels": "\n".join(outputs)}}
+        prompt = index.prompt("refund", k=2, prompt_options=options)
+        assert {message["content"] for message in prompt.messages[2:-1:2]} <= set(outputs)
+        template = Template("label", system="One of:\n$labels", output="$label", text_output="Label: $label")
+        prompt = index.prompt("refund", k=2, prompt_options={"template": template})
+        assert {message["content"] for message in prompt.messages[2:-1:2]} <= set(prompt.messages[0]["content"].split())
+
+    @pytest.mark.parametrize(
+        ("output", "label", "fits"),
+        [
+            ("red", "red", True),
+            ("red", None, True),  # the label of another example
+            ("reddish", "red", False),
+            ("red", ["red", "blue"], True),
+            ("blue, red", ["red", "blue"], False),
+        ],
+    )
+    def test_an_answer_is_exactly_one_label_of_the_list(self, tmp_path, output, label, fits):
+        rows = [Example("a", "alpha", output, label=label), Example("b", "beta", "red", label="red")]
+        fixed = {"k": 1, "strategy": "fixed", "fixed": ["a"], "prompt_options": {"template": "classification"}}
+        with build(rows, tmp_path / "i", weight=0.5) as retriever:
+            if fits:
+                assert retriever.prompt("alpha", **fixed).messages[2]["content"] == output
+            else:
+                with pytest.raises(TemplateError, match="no demonstration answers with one"):
+                    retriever.prompt("alpha", **fixed)
+
+    def test_a_template_of_ones_own_may_list_labels_and_answer_otherwise(self, index):
+        template = Template("reply", system="We tell apart:\n$labels")
+        prompt = index.prompt("refund", k=1, prompt_options={"template": template})
+        assert [message["content"] for message in prompt.messages[::2]] == [
+            "We tell apart:\ncard\nfees\nlogin\nrefund",
+            "refund desk",
+        ]
+
+    def test_a_pool_without_labels_has_none_to_list(self, tmp_path):
+        with (
+            build(KEYED, tmp_path / "i", weight=0.5) as retriever,
+            pytest.raises(TemplateError, match="no example has one; give the slot 'labels' the answers"),
+        ):
+            retriever.prompt("alpha", k=1, prompt_options={"template": "classification"})
 
     @settings(max_examples=60)
     @given(
