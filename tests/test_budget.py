@@ -266,6 +266,94 @@ def test_any_counter_counts_a_demonstration_once_for_a_prompt():
     assert len(counter.seen) == len(set(counter.seen)) == 2 * 30 + 1
 
 
+# --- what all queries share -----------------------------------------------------------------------------------------
+
+
+def test_what_all_queries_share_stands_first_however_little_it_is_worth():
+    # The rest costs 8, which leaves 30; beside the shared one, which costs 20, it is 10.
+    rows = sized(20, 30, 10)
+    budget = Budget(38, fill="density")
+    assert shown(build(rows, budget, scores=[0.0, 9.0, 1.0])) == ["e1"]
+    assert shown(build(rows, budget, scores=[0.0, 9.0, 1.0], shared=[True, False, False])) == ["e0", "e2"]
+    assert shown(build(rows, Budget(38), priority=[3, 1, 2], shared=[True, False, False])) == ["e0", "e2"]
+
+
+def test_what_all_queries_share_is_not_pruned_and_what_follows_it_is():
+    rows = [Example(f"e{i}", "a b c d e f g h i j", "k") for i in range(2)]
+    # The query 8, the shared one 19: of the budget 44 the other has 17, and its input 8 of them.
+    prompt = build(rows, Budget(44, prune=("longest",)), shared=[True, False])
+    assert [m["content"] for m in prompt.messages[:3:2]] == ["a b c d e f g h i j", "a b c d e f g […]"]
+    assert prompt.shortened == (Shortened("e1", "input cut"),)
+
+
+def test_limits_of_fields_hold_for_what_all_queries_share_too():
+    prompt = build([Example("e", "a b c d", "k")], Budget(max_field_tokens={"input": 3}), shared=[True])
+    assert prompt.messages[0]["content"] == "a b […]"
+
+
+def test_a_query_without_room_beside_what_all_queries_share_is_refused_with_the_number_that_would_do():
+    rows = sized(20, 10)
+    assert shown(build(rows, Budget(28), shared=[True, False])) == ["e0"]
+    with pytest.raises(
+        InvalidInput, match="28 tokens without any demonstration but the 1 that all queries share"
+    ) as no:
+        build(rows, Budget(30, reserve=3), shared=[True, False])
+    assert no.value.fix.startswith("raise the budget to 31, or reserve less, share fewer")
+
+
+def test_it_is_said_of_each_demonstration_whether_all_queries_share_it():
+    with pytest.raises(InvalidInput, match="one for each"):
+        build(sized(10, 10), Budget(), shared=[True])
+
+
+data = st.text("ab \n", max_size=14) | st.sampled_from(["b\nInput: c", "b\nOutput: c", "</s>"])
+some = st.lists(st.tuples(data, data, data), max_size=4)
+
+
+@pytest.mark.parametrize("form", ["messages", "text"])
+@settings(max_examples=250)
+@given(
+    block=some,
+    others=some,
+    question=parts,
+    stages=st.sampled_from([(), ("rationale",), ("longest",), ("rationale", "longest")]),
+    fill=st.sampled_from(["order", "density"]),
+    limits=st.sampled_from([{}, {"input": 2}, {"input": 3, "rationale": 1}]),
+    collisions=st.sampled_from(["escape", "drop"]),
+    tokens=st.integers(1, 120),
+    numbers=st.randoms(),
+)
+def test_every_prompt_begins_with_the_same_bytes_or_is_refused(
+    form, block, others, question, stages, fill, limits, collisions, tokens, numbers
+):
+    block = [Example(f"s{i}", a, b, rationale=c) for i, (a, b, c) in enumerate(block)]
+    others = [Example(f"e{i}", a, b, rationale=c) for i, (a, b, c) in enumerate(others)]
+    count = len(block) + len(others)
+    options = {"template": STEPS, "counter": WORDS, "form": form, "collisions": collisions}
+
+    def made(query, rows, budget, **more):
+        return assemble(Example("q", query), rows, budget=budget, **options, **more)
+
+    # Nothing of this query: what is shared, alone, under no budget but the limits of fields.
+    alone = made("another", block, Budget(max_field_tokens=limits))
+    prefix = alone.text.removesuffix("Input: another\nOutput:")
+    needed = made(question, block, Budget(max_field_tokens=limits)).tokens
+    budget = Budget(tokens, fill=fill, prune=stages, max_field_tokens=limits)
+    more = {
+        "shared": [i < len(block) for i in range(count)],
+        "priority": numbers.sample(range(count), count),
+        "scores": [numbers.random() for _ in range(count)],
+    }
+    if needed > tokens:
+        with pytest.raises(InvalidInput, match=f"raise the budget to {needed}"):
+            made(question, [*block, *others], budget, **more)
+        return
+    prompt = made(question, [*block, *others], budget, **more)
+    assert prompt.messages[: len(alone.messages) - 1] == alone.messages[:-1]
+    assert prompt.text.startswith(prefix)
+    assert prompt.tokens <= tokens
+
+
 # --- the section of a recipe ----------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,8 @@ import re
 import numpy as np
 import pandas
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support import build, embed
 
 from retriever import BadRow, Example, IndexSettings, Recipe, Retriever, Template
@@ -718,9 +720,102 @@ class TestPrompt:
             index.prompt("refund", tokens=bare - 1)
 
     def test_the_classification_template_lists_the_labels_of_the_pool(self, index):
-        prompt = index.prompt("refund", k=1, prompt_options={"template": "classification"})
+        prompt = index.prompt("refund", k=0, prompt_options={"template": "classification"})
         assert prompt.messages[0]["role"] == "system"
         assert prompt.messages[0]["content"].endswith("\ncard\nfees\nlogin\nrefund")
+
+    def test_a_list_of_labels_that_no_demonstration_answers_with_is_refused(self, index):
+        # The label is "refund" and the output "refund desk": list and demonstrations would contradict each other.
+        with pytest.raises(TemplateError) as caught:
+            index.prompt("refund", k=2, prompt_options={"template": "classification"})
+        assert "no demonstration answers with one" in caught.value.seen
+        assert "has the label 'refund' and the output 'refund desk'" in caught.value.seen
+        assert "a template that shows $label" in caught.value.fix
+
+    def test_what_is_listed_is_what_the_demonstrations_show(self, index):
+        outputs = [f"{label} desk" for label in PHRASES]
+        options = {"template": "classification", "slots": {"labels": "\n".join(outputs)}}
+        prompt = index.prompt("refund", k=2, prompt_options=options)
+        assert {message["content"] for message in prompt.messages[2:-1:2]} <= set(outputs)
+        template = Template("label", system="One of:\n$labels", output="$label", text_output="Label: $label")
+        prompt = index.prompt("refund", k=2, prompt_options={"template": template})
+        assert {message["content"] for message in prompt.messages[2:-1:2]} <= set(prompt.messages[0]["content"].split())
+
+    @pytest.mark.parametrize(
+        ("output", "label", "fits"),
+        [
+            ("red", "red", True),
+            ("red", None, True),  # the label of another example
+            ("reddish", "red", False),
+            ("red", ["red", "blue"], True),
+            ("blue, red", ["red", "blue"], False),
+        ],
+    )
+    def test_an_answer_is_exactly_one_label_of_the_list(self, tmp_path, output, label, fits):
+        rows = [Example("a", "alpha", output, label=label), Example("b", "beta", "red", label="red")]
+        fixed = {"k": 1, "strategy": "fixed", "fixed": ["a"], "prompt_options": {"template": "classification"}}
+        with build(rows, tmp_path / "i", weight=0.5) as retriever:
+            if fits:
+                assert retriever.prompt("alpha", **fixed).messages[2]["content"] == output
+            else:
+                with pytest.raises(TemplateError, match="no demonstration answers with one"):
+                    retriever.prompt("alpha", **fixed)
+
+    def test_a_template_of_ones_own_may_list_labels_and_answer_otherwise(self, index):
+        template = Template("reply", system="We tell apart:\n$labels")
+        prompt = index.prompt("refund", k=1, prompt_options={"template": template})
+        assert [message["content"] for message in prompt.messages[::2]] == [
+            "We tell apart:\ncard\nfees\nlogin\nrefund",
+            "refund desk",
+        ]
+
+    def test_a_pool_without_labels_has_none_to_list(self, tmp_path):
+        with (
+            build(KEYED, tmp_path / "i", weight=0.5) as retriever,
+            pytest.raises(TemplateError, match="no example has one; give the slot 'labels' the answers"),
+        ):
+            retriever.prompt("alpha", k=1, prompt_options={"template": "classification"})
+
+    @settings(max_examples=60)
+    @given(
+        queries=st.lists(st.text("card refund fees login", max_size=60), min_size=2, max_size=4),
+        part=st.sampled_from(
+            [
+                {"strategy": "fixed", "options": {"ids": ["login-1", "card-2", "fees-0"]}},
+                {"strategy": "random"},
+                {"strategy": "random", "options": {"stratified": True}},
+                {"strategy": "cluster"},
+                {"strategy": "cluster", "options": {"clusters": 2, "by_complexity": True}},
+            ]
+        ),
+        budget=st.fixed_dictionaries(
+            {
+                "tokens": st.integers(20, 160),
+                "fill": st.sampled_from(["order", "density"]),
+                "prune": st.sampled_from([[], ["longest"], ["rationale", "longest"]]),
+            }
+        ),
+        order=st.sampled_from(["best-last", "best-first", "edges", "random", "complexity", "label-interleaved"]),
+        form=st.sampled_from(["messages", "text"]),
+    )
+    def test_a_shared_part_begins_every_prompt_with_the_same_bytes(self, index, queries, part, budget, order, form):
+        recipe = {
+            "select": {"k": 6, "parts": [{**part, "k": 3, "shared": True}]},
+            "order": {"by": order},
+            "budget": budget,
+        }
+        begins = set()
+        for query in queries:
+            selection = index.select(query, recipe=recipe)
+            block = [one.example for one in selection.in_prompt_order if one.shared]
+            try:
+                prompt = index.prompt(selection, prompt_options={"form": form})
+            except InvalidInput as error:
+                assert "any demonstration but the 3 that all queries share" in error.seen
+                continue
+            assert list(prompt.demonstrations[:3]) == block
+            begins.add((*prompt.text.split("\n\n")[:3], *(message["content"] for message in prompt.messages[:6])))
+        assert len(begins) <= 1
 
     def test_labels_that_are_given_take_their_place(self, index):
         options = {"template": "classification", "slots": {"labels": "yes\nno"}}
@@ -743,8 +838,8 @@ class TestPrompt:
         path.write_text('system = "You are $who."\ninput = "[$meta.language] $input"\noutput = "$label"\n')
         query = {"input": "lost", "language": "en"}
         template = Template("desk", system="You are $who.", input="[$meta.language] $input", output="$label")
-        for given in (path, str(path), template):
-            options = {"template": given, "slots": {"who": "a clerk"}}
+        for source in (path, str(path), template):
+            options = {"template": source, "slots": {"who": "a clerk"}}
             prompt = index.prompt(query, strategy="fixed", fixed=["card-1"], prompt_options=options)
             assert [message["content"] for message in prompt.messages] == [
                 "You are a clerk.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Literal, get_args
@@ -132,6 +132,7 @@ def assemble(
     counter: TokenCounter,
     priority: Sequence[int] | None = None,
     scores: Sequence[float] | None = None,
+    shared: Sequence[bool] | None = None,
     slots: Mapping[str, str] = _NO_SLOTS,
     budget: Budget = Budget(),
     form: Form = "messages",
@@ -145,6 +146,11 @@ def assemble(
     budget, and no skipped demonstration would still fit. System message, query, the overhead of each message and the
     reserve are counted. The query is never shortened.
 
+    Demonstrations that all queries share are the exception: they are never skipped or shortened for a budget, so that
+    they are the same bytes in every prompt. Limits of fields and collisions of the text form do change them, for all
+    queries alike. A query without room beside them is refused, as one without room beside the system message is: how
+    much room a query needs is what a rule that does not look at the query cannot know.
+
     Args:
         query: The query; its output is not read.
         demonstrations: In the order in which they are to stand in the prompt.
@@ -153,6 +159,8 @@ def assemble(
         priority: The rank of each demonstration for the budget, 0 being the most important; equal ranks are taken in
             prompt order. None for prompt order.
         scores: What each demonstration is worth, for a budget filled by density.
+        shared: Whether all queries share each demonstration; None for no one. That they stand in front is up to the
+            caller.
         slots: Values for the template's placeholders that no example has, by name. They are data, as examples are.
         budget: The limit, and what is done about what exceeds it.
         form: Which form the budget and `Prompt.tokens` are about.
@@ -163,15 +171,17 @@ def assemble(
     Raises:
         TemplateError: A placeholder without a value, or a slot without a placeholder.
         DelimiterCollision: Only for `form="text"`; see `Collisions`.
-        InvalidInput: The prompt does not fit even without demonstrations; an argument that cannot be used.
+        InvalidInput: The prompt does not fit even without demonstrations that are not shared; an argument that cannot
+            be used.
     """
-    _check(demonstrations, priority, template, form, collisions, zero_shot)
+    _check(demonstrations, priority, shared, template, form, collisions, zero_shot)
     slots = dict(slots)
     template.check_slots(slots)
     counter = counter if isinstance(counter, CachedCounter) else CachedCounter(counter.name, counter.count)
     given = [limited(example, budget.max_field_tokens, counter) for example in demonstrations]
     plan_of = _messages_plan if form == "messages" else _text_plan
     plan = plan_of(query, given, TextWriter(template, slots, collisions), counter, zero_shot)
+    plan = replace(plan, shared=frozenset(i for i, always in enumerate(shared or ()) if always))
     limit = budget.limit
     if limit is None:
         chosen = plan.all_of(plan.usable)
@@ -179,11 +189,7 @@ def assemble(
         chosen = fit(plan, _order(plan, priority, scores, budget), limit, budget.prune)
     tokens = plan.tokens(chosen)
     if limit is not None and tokens > limit:
-        raise InvalidInput(
-            f"the prompt has {tokens} tokens without any demonstration, and {budget.reserve} are kept for the answer",
-            expected=f"at most {budget.tokens} together",
-            fix=f"raise the budget to {tokens + budget.reserve}, or reserve less",
-        )
+        raise _too_long(tokens, len(chosen), budget)
     skipped = _skipped(plan, chosen, limit)
     kept = tuple(chosen[i] for i in sorted(chosen))
     shorter = tuple(
@@ -209,9 +215,24 @@ def assemble(
     )
 
 
+def _too_long(tokens: int, shared: int, budget: Budget) -> InvalidInput:
+    """The error for a prompt that is over the budget with nothing in it but what must be."""
+    others, fewer = "any demonstration", ""
+    if shared:
+        others = f"any demonstration but the {shared} that all queries share"
+        fewer = ", share fewer or shorter ones, or limit their fields by max_field_tokens"
+    return InvalidInput(
+        f"the prompt has {tokens} tokens without {others}, and {budget.reserve} are kept for the answer",
+        expected=f"at most {budget.tokens} together",
+        fix=f"raise the budget to {tokens + budget.reserve}, or reserve less{fewer}",
+    )
+
+
 def _order(plan: Plan, priority: Sequence[int] | None, scores: Sequence[float] | None, budget: Budget) -> Sequence[int]:
-    """The usable positions, those to be taken first in front."""
-    order = plan.usable if priority is None else sorted(plan.usable, key=lambda i: (priority[i], i))
+    """The usable positions that are not shared, those to be taken first in front."""
+    order = [i for i in plan.usable if i not in plan.shared]
+    if priority is not None:
+        order.sort(key=lambda i: (priority[i], i))
     if budget.fill == "order" or budget.limit is None:
         return order
     if scores is None or len(scores) != len(plan.demonstrations):
@@ -313,6 +334,7 @@ def _messages(
 def _check(
     demonstrations: Sequence[Example],
     priority: Sequence[int] | None,
+    shared: Sequence[bool] | None,
     template: Template,
     form: str,
     collisions: str,
@@ -321,6 +343,10 @@ def _check(
     if priority is not None and len(priority) != len(demonstrations):
         raise InvalidInput(
             f"{len(priority)} priorities for {len(demonstrations)} demonstrations", expected="one for each"
+        )
+    if shared is not None and len(shared) != len(demonstrations):
+        raise InvalidInput(
+            f"shared says of {len(shared)} demonstrations, and there are {len(demonstrations)}", expected="one for each"
         )
     for name, value, allowed in (("form", form, get_args(Form)), ("collisions", collisions, get_args(Collisions))):
         if value not in allowed:

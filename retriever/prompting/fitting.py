@@ -6,11 +6,14 @@ were taken so, it is taken first instead. That is worth at least half of the bes
 scores below 0 count as 0. In the text form, where tokens may join across blocks, it holds but for those.
 
 Either way what remains is then filled, with exact lengths, until nothing that was passed over would fit.
+
+Demonstrations that all queries share are part of the prefix, as the system message is: they are taken first and as they
+are, and only what they leave is filled. To shorten or leave out one where a query is long would change the prefix.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from retriever.errors import DelimiterCollision
@@ -28,6 +31,7 @@ class Plan:
         base: The tokens of the rest, beside at least one demonstration.
         tokens: The exact length of the prompt with demonstrations by their positions.
         refused: The positions of those that cannot be used, with the reason and the tokens that they would have added.
+        shared: The positions of those that stand in every prompt, as far as they can be used.
     """
 
     demonstrations: Sequence[Example]
@@ -35,11 +39,23 @@ class Plan:
     base: int
     tokens: Callable[[Mapping[int, Example]], int]
     refused: Mapping[int, tuple[str, int]] = field(default_factory=dict)
+    shared: Collection[int] = frozenset()
 
     @property
     def usable(self) -> list[int]:
         """The positions of those that can be used."""
         return [i for i in range(len(self.demonstrations)) if i not in self.refused]
+
+    @property
+    def block(self) -> dict[int, Example]:
+        """The demonstrations that stand in every prompt, by position."""
+        return self.all_of([i for i in self.usable if i in self.shared])
+
+    @property
+    def used(self) -> int:
+        """The tokens of all that is in the prompt anyway, beside at least one more demonstration."""
+        block = self.block
+        return self.tokens(block) if block else self.base
 
     def all_of(self, positions: Sequence[int]) -> dict[int, Example]:
         """Demonstrations as they are, by position."""
@@ -51,22 +67,22 @@ def fit(plan: Plan, order: Sequence[int], limit: int, stages: Sequence[str]) -> 
 
     Args:
         plan: The prompt.
-        order: Positions, the most important first.
+        order: Positions, the most important first, none of them shared.
         limit: The most tokens.
         stages: See `retriever.prompting.shortening.pruned`.
 
     Returns:
-        By position. The length is at most the limit if that of the prompt without demonstrations is, and no position of
-        the order that is missing would fit, as it is or after all stages.
+        By position, the shared ones first. The length is at most the limit if that of the prompt with no others is, and
+        no position of the order that is missing would fit, as it is or after all stages.
     """
-    used = plan.base
-    chosen: dict[int, Example] = {}
+    used, chosen = plan.used, plan.block
+    shared = len(chosen)
     for i in order:
         room = limit - used
         if (found := _shortened(plan, i, stages, plan.cost, room)) is not None:
             used += plan.cost(found)
             chosen[i] = found
-    while chosen and plan.tokens(chosen) > limit:
+    while len(chosen) > shared and plan.tokens(chosen) > limit:
         chosen.popitem()
     grew = True
     while grew:
@@ -102,11 +118,11 @@ def by_density(plan: Plan, order: Sequence[int], scores: Sequence[float], limit:
 
     Args:
         plan: The prompt.
-        order: Positions, the most important first, which is how equals go.
+        order: Positions, the most important first, which is how equals go; none of them shared.
         scores: Of each position; below 0 as 0.
         limit: The most tokens.
     """
-    room = limit - plan.base
+    room = limit - plan.used
     worth = {i: max(scores[i], 0.0) for i in order}
     costs = {i: plan.cost(plan.demonstrations[i]) for i in order}
     dense = sorted(order, key=lambda i: -worth[i] / max(costs[i], 1))
