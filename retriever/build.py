@@ -23,6 +23,7 @@ from retriever.plan import BuildPlan
 from retriever.pool import Pool
 from retriever.publishing import ann_room, publish
 from retriever.ranking.recipe import Recipe
+from retriever.recipes import check_tokens
 from retriever.reused import Reused
 from retriever.revisions import Revision
 from retriever.saved_vectors import SavedVectors, saved_directory
@@ -122,7 +123,8 @@ def _build(
     revision = session.pool.stage(examples, session.revision, replace=session.current is not None)
     key = Key(settings.index.key)
     embedder, about = load_for(key, settings.embedder, session.pool, revision, tell.note)
-    _check_plan(session.pool, revision, embedder, settings, tell)
+    check_tokens(settings.recipe, lambda: embedder)
+    _check_plan(session.pool, revision, embedder, about.bytes, settings, tell)
     saved = SavedVectors(session.root, about.space)
     if saved:
         tell.note(f"an interrupted build has left the vectors of {len(saved):,} texts: they are used")
@@ -159,14 +161,18 @@ def _is_adapted(session: Session) -> bool:
     return is_adapted(generations.read_manifest(session.root, session.current.generation, session.current.manifest))
 
 
-def _check_plan(pool: Pool, revision: Revision, embedder: Embedder, settings: BuildSettings, tell: Told) -> None:
+def _check_plan(
+    pool: Pool, revision: Revision, embedder: Embedder, stored: int, settings: BuildSettings, tell: Told
+) -> None:
     """Tells what the build will need, and refuses one that may not have it."""
     index = settings.index
     tokens = 0
     if index.token_vectors:
         texts = Texts.of(pool, revision, Key(index.key))
         tokens = predicted_bytes(embedder, texts.texts, texts.number, prefix=prompts_of(embedder).example)
-    bare = BuildPlan(*pool.size(revision.number), embedder.dim, index.vectors, token_bytes=tokens)
+    bare = BuildPlan(
+        *pool.size(revision.number), embedder.dim, index.vectors, token_bytes=tokens, embedder_bytes=stored
+    )
     first = planned_bytes(index.ann, index.recall, bare.examples, bare.dim, ann_room(bare, index))
     plan = replace(bare, ann_bytes=first)
     tell.plan(plan)

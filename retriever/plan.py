@@ -32,6 +32,7 @@ class BuildPlan:
         vectors: The type that vectors are stored in.
         ann_bytes: Of the FAISS index that is built, too.
         token_bytes: Of the token vectors that are stored, all together.
+        embedder_bytes: Of the files of an embedder that is stored with the index; in memory it counts as the model.
     """
 
     examples: int
@@ -40,6 +41,7 @@ class BuildPlan:
     vectors: str
     ann_bytes: int = 0
     token_bytes: int = 0
+    embedder_bytes: int = 0
 
     @property
     def memory_bytes(self) -> int:
@@ -59,6 +61,7 @@ class BuildPlan:
             + self.characters * _DISK_BYTES_PER_CHARACTER
             + self.token_bytes
             + self.ann_bytes
+            + self.embedder_bytes
         )
 
     def ann_room(self, memory: int) -> int:

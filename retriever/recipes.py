@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
 
+from retriever.embedders import Embedder
+from retriever.embedders.base import token_embedder
 from retriever.errors import Incompatible, InvalidInput
 from retriever.example import Json, QueryLike, as_query
 from retriever.formats import Limits
 from retriever.ranking.recipe import Options, Recipe
+from retriever.ranking.rerank import MAXSIM
+from retriever.ranking.strategies.coverage import CoverageOptions
 from retriever.selection import Selection
 from retriever.selector import MAX_BLOCK, Selector
 from retriever.settings import IndexSettings
@@ -77,6 +81,29 @@ def check_default(recipe: Recipe, limits: Limits, settings: IndexSettings) -> No
             expected="a recipe that names no model: an index may come from anybody",
             fix="name the model with each selection: rerank=, --rerank",
         )
+
+
+def check_tokens(recipe: Recipe, embedder: Callable[[], Embedder]) -> None:
+    """Refuses a default recipe that needs token vectors which the index's embedder does not have.
+
+    Args:
+        recipe: The default recipe.
+        embedder: Gives the embedder; asked only by a recipe that needs them.
+
+    Raises:
+        InvalidInput: It is one.
+    """
+    covers = [part.settings() for part in recipe.select.plan]
+    tokens = any(isinstance(one, CoverageOptions) and one.of == "tokens" for one in covers)
+    if recipe.rerank.by != MAXSIM and not tokens:
+        return
+    try:
+        token_embedder(embedder())
+    except InvalidInput as error:
+        named = "rerank.by = 'maxsim'" if recipe.rerank.by == MAXSIM else "select.options.of = 'tokens'"
+        raise InvalidInput(
+            f"a default recipe with {named}, and {error.seen}", expected=error.expected, fix=error.fix
+        ) from error
 
 
 def _check_k(recipe: Recipe, limits: Limits) -> None:

@@ -28,7 +28,7 @@ from retriever.pool import payload
 from retriever.prompting import Prompt
 from retriever.prompts import PromptOptions, prompt_for
 from retriever.ranking.recipe import Options, Recipe
-from retriever.recipes import RecipeLike, check_default, effective, select_each
+from retriever.recipes import RecipeLike, check_default, check_tokens, effective, select_each
 from retriever.selection import Selection
 from retriever.selector import MAX_BLOCK
 from retriever.settings import IndexSettings
@@ -551,6 +551,7 @@ class Retriever:
         chosen = Recipe.of(recipe)
         if recipe is not None:
             check_default(chosen, self._limits, self.snapshot.base.settings)
+            check_tokens(chosen, lambda: self._live.encoder.embedder)
         with self._live.session() as session:
             if chosen.select.fixed:
                 self._live.selector.check_ids(chosen.select.fixed)

@@ -57,6 +57,11 @@ class StoredEmbedder:
         return int(str(self.manifest["dim"]))
 
     @property
+    def bytes(self) -> int:
+        """How many bytes its files have together."""
+        return sum(memoryview(chunk).nbytes for chunks in self.files.values() for chunk in chunks)
+
+    @property
     def source(self) -> EmbedderSettings:
         """The settings it is loaded from, for queries and additions: in float32, whatever the pool was embedded in.
 

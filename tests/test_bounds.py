@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from support import build, embed
+from support import build, embed, fail
 
 from retriever import IndexSettings, Limits, Retriever
 from retriever.errors import InvalidInput
@@ -179,6 +179,18 @@ def test_every_part_of_a_plan_adds_what_it_is_worth():
     assert plan.disk_bytes - half.disk_bytes == vectors // 2
     assert plan.disk_bytes - quarter.disk_bytes == vectors * 3 // 4 - 4 * 1000  # each row has a scale
     assert plan.memory_bytes - half.memory_bytes >= vectors
+
+
+def test_what_a_fitted_embedder_stores_is_counted_on_the_disk(tmp_path):
+    plans = []
+    rows = [{"id": f"r{i}", "input": f"word{i} card{i} refund", "output": "o"} for i in range(300)]
+    Retriever.build(rows, tmp_path / "a", embedder="latent", weight=0.5, on_plan=plans.append, note=fail).close()
+    (plan,) = plans
+    assert plan.embedder_bytes == sum(path.stat().st_size for path in (tmp_path / "a").rglob("embedder_*.npy")) > 10_000
+    assert plan.disk_bytes - replace(plan, embedder_bytes=0).disk_bytes == plan.embedder_bytes
+    assert plan.memory_bytes == replace(plan, embedder_bytes=0).memory_bytes
+    used = sum(path.stat().st_size for path in (tmp_path / "a").rglob("*") if path.is_file())
+    assert used <= plan.disk_bytes <= 4 * used
 
 
 def test_what_is_predicted_for_the_disk_is_enough_and_not_wildly_too_much(tmp_path):

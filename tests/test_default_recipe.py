@@ -112,6 +112,11 @@ def test_a_default_that_no_selection_could_go_by_is_refused_when_it_is_stored(pa
             ({"rerank": {"by": "maxsim", "idf": True}}, "an index built with token vectors"),
             ({"rerank": {"by": "cross-encoder:some/model"}}, "an index may come from anybody"),
             ({"select": {"fixed": ["nobody"]}}, "fixed example 'nobody'"),
+            ({"rerank": {"by": "maxsim"}}, "with rerank.by = 'maxsim', and embedder .*, which has no token vectors"),
+            (
+                {"select": {"strategy": "coverage", "options": {"of": "tokens"}}},
+                r"with select\.options\.of = 'tokens', and embedder .*, which has no token vectors",
+            ),
             ({"filter": {"where": "label = 1"}}, "filter: an unexpected character at ▸ in: label▸ = 1"),
         ):
             with pytest.raises(InvalidInput, match=message):
@@ -121,6 +126,8 @@ def test_a_default_that_no_selection_could_go_by_is_refused_when_it_is_stored(pa
         build(ROWS, tmp_path / "j", recipe={"select": {"k": 10_001}})
     with pytest.raises(InvalidInput, match="filter: an unexpected character"):
         build(ROWS, tmp_path / "j", recipe={"filter": {"where": "label = 1"}})
+    with pytest.raises(InvalidInput, match="which has no token vectors"):
+        build(ROWS, tmp_path / "j", recipe={"rerank": {"by": "maxsim"}})
     assert not (tmp_path / "j").exists()
 
 

@@ -69,9 +69,12 @@ class BadRows:
 def show_plan(plan: BuildPlan) -> None:
     """What a build will need, on standard error."""
     memory, disk = amount(plan.memory_bytes), amount(plan.disk_bytes)
-    tokens = f", of which {amount(plan.token_bytes)} are token vectors" if plan.token_bytes else ""
-    ann = f", {amount(plan.ann_bytes)} the FAISS index" if plan.ann_bytes else ""
-    say(f"{plan.examples:,} examples: beside the model about {memory} of memory, {disk} on the disk{tokens}{ann}")
+    parts = {"token vectors": plan.token_bytes, "the FAISS index": plan.ann_bytes, "the embedder": plan.embedder_bytes}
+    told = ", ".join(f"{amount(size)} {name}" for name, size in parts.items() if size)
+    say(
+        f"{plan.examples:,} examples: about {memory} of memory beside the model, {disk} on the disk"
+        + (f" ({told})" if told else "")
+    )
 
 
 def show_curation(found: Curation) -> None:
