@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retriever.errors import InvalidInput
-from retriever.example import Example, canonical
+from retriever.example import Example
 from retriever.ranking.recipe import Filter, Where
-from retriever.ranking.where import named_paths, predicate
+from retriever.ranking.where import equal_text, named_paths, predicate
 from retriever.snapshot import Snapshot
 
 Mask: TypeAlias = NDArray[np.bool_]
@@ -82,8 +82,8 @@ class Filters:
         if field not in self._rows_by_value:
             rows: dict[str, list[int]] = {}
             for place, example in self._snapshot.present():
-                rows.setdefault(canonical(example.value(field)), []).append(place)
+                rows.setdefault(equal_text(example.value(field)), []).append(place)
             self._rows_by_value[field] = rows
         mask = np.zeros(len(self._snapshot.rows), dtype=np.bool_)
-        mask[self._rows_by_value[field].get(canonical(wanted), [])] = True
+        mask[self._rows_by_value[field].get(equal_text(wanted), [])] = True
         return mask

@@ -156,12 +156,16 @@ class LiveIndex:
         about: StoredEmbedder,
         calibration: Calibration | None,
         progress: Progress,
+        *,
+        recipe: Recipe | None = None,
         rekeyed: writing.Rekeyed | None = None,
     ) -> None:
         """Publishes a generation of other vectors, or of another key; see `writing.embed_again`."""
         if self.snapshot.changed:
             self.compact(session)
-        writing.embed_again(session, self.snapshot, embedder, about, calibration, progress, rekeyed)
+        writing.embed_again(
+            session, self.snapshot, embedder, about, calibration, progress, recipe=recipe, rekeyed=rekeyed
+        )
         same = about.manifest == self._encoder.stored.manifest
         if not (same or (isinstance(self._given, EmbedderSettings) and self._given.name == "auto")):
             self._given = None  # what the caller brought was the former one

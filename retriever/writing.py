@@ -159,12 +159,10 @@ class Rekeyed:
     Attributes:
         key: Which text of an example is indexed from now on.
         indexed: The same pool by that key; what of its texts has a vector there is not embedded again.
-        recipe: The new default recipe.
     """
 
     key: str
     indexed: Snapshot
-    recipe: Recipe
 
 
 def embed_again(
@@ -174,6 +172,8 @@ def embed_again(
     about: StoredEmbedder,
     calibration: Calibration | None,
     progress: Progress,
+    *,
+    recipe: Recipe | None = None,
     rekeyed: Rekeyed | None = None,
 ) -> None:
     """Publishes a generation whose vectors are another embedder's or of other texts; a map of the former ones goes.
@@ -186,7 +186,8 @@ def embed_again(
         about: What is stored of it.
         calibration: The fusion weight; None calibrates it.
         progress: Told how far the work is.
-        rekeyed: The key that there is from now on, and the recipe; None leaves both as they are.
+        recipe: The new default recipe; None leaves it as it is.
+        rekeyed: The key that there is from now on; None leaves it as it is.
     """
     assert not snapshot.changed
     base = snapshot.base
@@ -200,7 +201,7 @@ def embed_again(
         embedder=embedder,
         stored_embedder=about,
         calibration=calibration,
-        recipe=base.recipe if rekeyed is None else rekeyed.recipe.to_dict(),
+        recipe=base.recipe if recipe is None else recipe.to_dict(),
         known=Reused(None if rekeyed is None else rekeyed.indexed),
         progress=progress,
     )

@@ -63,6 +63,15 @@ def test_a_group_is_left_out_at_every_level(level):
     assert leak(QUERY, Example("e", "unrelated", meta={"author": "bob"}), Guard(level, group="author")) is None
 
 
+def test_groups_are_equal_as_values_of_json_are():
+    def shares(first, second):
+        query, example = (Example(name, name, meta={"g": value}) for name, value in (("q", first), ("e", second)))
+        return leak(query, example, Guard("off", group="g")) is not None
+
+    assert shares(1, 1.0) and shares({"a": 1, "b": [2]}, {"b": [2.0], "a": 1})
+    assert not shares(1, True) and not shares(1, "1")
+
+
 def test_a_query_without_the_group_shares_it_with_nobody():
     assert leak(Example("q", "x"), Example("e", "unrelated"), Guard("off", group="author")) is None
 

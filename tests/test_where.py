@@ -380,6 +380,15 @@ def test_a_filter_leaves_only_the_rows_it_holds_for(retriever):
     assert chosen(retriever, where="number < 3") == ["e0", "e1", "e2"]  # from the kept mask
 
 
+def test_a_tuple_in_a_filter_is_the_list_that_is_recorded(retriever):
+    selection = retriever.select("common", k=12, where={"number": (3, 5)})
+    assert sorted(selection.ids) == ["e3", "e5"]
+    assert selection.recipe.filter.where == {"number": [3, 5]}
+    assert chosen(retriever, where={"number": [3, 5]}) == ["e3", "e5"]
+    with pytest.raises(InvalidInput, match="JSON values"):
+        retriever.select("common", where={"number": {3, 5}})
+
+
 def test_a_filter_acts_before_the_cut_so_that_k_is_filled(retriever):
     selection = retriever.select("word0 common", k=3, where="number >= 6")
     assert len(selection) == 3
@@ -391,7 +400,8 @@ def test_match_asks_for_the_querys_own_value(retriever):
         f"e{i}" for i in range(0, 12, 2)
     )
     assert len(chosen(retriever, {"input": "common", "label": ["odd"]}, match=["label"])) == 6
-    assert chosen(retriever, {"input": "common", "number": 4}, match=["number"]) == ["e4"]
+    for four in (4, 4.0):
+        assert chosen(retriever, {"input": "common", "number": four}, match=["number"]) == ["e4"]
     assert chosen(retriever, {"input": "common", "number": True}, match=["number"]) == []
     assert chosen(retriever, {"id": "q", "input": "common", "number": 4}, match=["number"], exclude=["e4"]) == []
 

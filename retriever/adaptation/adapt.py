@@ -96,6 +96,8 @@ class Adapted:
         adaptation: The map, when it is worth having.
         tuned: The model that was fine-tuned, when it is.
         calibration: The fusion weight that goes with it; None to calibrate it when it is published.
+        recipe_weight: The fusion weight of the index's default recipe, chosen for the former vectors, that gave way to
+            the calibrated one; None where it had none.
     """
 
     kept: bool
@@ -107,6 +109,7 @@ class Adapted:
     adaptation: Adaptation | None = None
     tuned: Tuned | None = None
     calibration: Calibration | None = None
+    recipe_weight: float | None = None
 
     def to_dict(self) -> dict[str, Json]:
         """For JSON output."""
@@ -117,6 +120,7 @@ class Adapted:
             "examples": self.examples,
             "share": self.share,
             "weight": None if self.calibration is None else self.calibration.weight,
+            "recipe_weight": self.recipe_weight,
             "compared": [one.to_dict() for one in self.compared],
         }
 

@@ -1,15 +1,21 @@
-"""Applying: an index on disk is searched by what was learned, or again by what it was before."""
+"""Applying: an index on disk is searched by what was learned, or again by what it was before.
+
+A fusion weight in the default recipe, as `tune` leaves it, was chosen for the former vectors and would win over the one
+that is calibrated for what was learned. It gives way, stands in the manifest, and comes back when the index does.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from retriever import writing
 from retriever.adaptation.adapt import Adapted, Teacher, Tuned, adapt
 from retriever.adaptation.feedback import known_ids, read_feedback
 from retriever.adaptation.full import adapt_fully
 from retriever.adaptation.learner import LearnerSettings
+from retriever.adaptation.stored import FILE, RECIPE_WEIGHT
 from retriever.adaptation.supervision import SOURCES
 from retriever.adaptation.training import FinetuneSettings
 from retriever.embedders import Embedder, same_space
@@ -17,6 +23,7 @@ from retriever.errors import Incompatible, InvalidInput
 from retriever.formats import BadRow, Limits, Source
 from retriever.listening import Note, Progress, silent
 from retriever.live import LiveIndex
+from retriever.ranking.recipe import Recipe
 from retriever.snapshot import Snapshot
 from retriever.stored_embedder import StoredEmbedder, load_for
 
@@ -50,7 +57,10 @@ def adapt_index(live: LiveIndex, settings: LearnerSettings, teacher: Teacher, pr
     if found.adaptation is not None:
         with live.session() as session:
             _check_same(live, embedder)
-            live.compact(session, searched=writing.Searched(found.adaptation, found.calibration))
+            adaptation = replace(found.adaptation, about=_noted(found.adaptation.about, live.snapshot))
+            searched = writing.Searched(adaptation, found.calibration)
+            found = replace(found, recipe_weight=_recipe_weight(live.snapshot))
+            live.compact(session, _weighing(live, None), searched)
     return found
 
 
@@ -61,11 +71,50 @@ def fine_tune_index(
     before = live.encoder.stored
     found = adapt_fully(live.snapshot, live.encoder, settings, progress, note, teacher)
     if found.tuned is not None:
-        embedder, about = _loaded(found.tuned, before, note)
+        tuned = found.tuned
+        embedder, about = _loaded(tuned, before, note)
         with live.session() as session:
             _check_same(live, before.manifest)
-            live.embed_again(session, lambda: embedder, about, found.calibration, progress)
+            found = replace(found, recipe_weight=_recipe_weight(live.snapshot))
+            about = replace(about, manifest={**about.manifest, "tuned": _noted(tuned.about, live.snapshot)})
+            live.embed_again(
+                session, lambda: embedder, about, found.calibration, progress, recipe=_weighing(live, None)
+            )
     return found
+
+
+def _recipe_weight(snapshot: Snapshot) -> float | None:
+    """The fusion weight that the index's default recipe sets."""
+    return _number(snapshot.base.recipe.get("retrieve"), "weight")
+
+
+def _weighing(live: LiveIndex, weight: float | None) -> Recipe | None:
+    """The index's default recipe with another fusion weight, None for the calibrated one; None where it has that."""
+    if _recipe_weight(live.snapshot) == weight:
+        return None
+    recipe = live.selector.recipe
+    return replace(recipe, retrieve=replace(recipe.retrieve, weight=weight))
+
+
+def _put_aside(snapshot: Snapshot) -> float | None:
+    """The weight that comes back when the adaptation is undone: the recipe's, or what an earlier one put aside."""
+    weight = _recipe_weight(snapshot)
+    if weight is None:
+        tuned = StoredEmbedder.from_generation(snapshot.base.generation).manifest.get("tuned")
+        weight = _number(snapshot.base.generation.manifest.get(FILE) or tuned, RECIPE_WEIGHT)
+    return weight
+
+
+def _noted(about: Mapping[str, Any], snapshot: Snapshot) -> dict[str, Any]:
+    """What a manifest says of what was learned, with the weight that is put aside for it."""
+    weight = _put_aside(snapshot)
+    return {**about} if weight is None else {**about, RECIPE_WEIGHT: weight}
+
+
+def _number(stored: object, name: str) -> float | None:
+    """A number in a part of a manifest; None where there is none."""
+    number = stored.get(name) if isinstance(stored, Mapping) else None
+    return float(number) if isinstance(number, float | int) else None
 
 
 def _check_same(live: LiveIndex, embedder: object) -> None:
@@ -80,7 +129,7 @@ def _loaded(tuned: Tuned, before: StoredEmbedder, note: Note) -> tuple[Embedder,
     settings = replace(named, query_prompt=prompts.query, example_prompt=prompts.example)
     embedder = tuned.model.load(settings, note)
     stored = StoredEmbedder.of(embedder, settings, tuned.model)
-    return embedder, replace(stored, manifest={**stored.manifest, "tuned": dict(tuned.about)})
+    return embedder, stored
 
 
 def undo(live: LiveIndex, progress: Progress, note: Note) -> None:
@@ -101,11 +150,12 @@ def undo(live: LiveIndex, progress: Progress, note: Note) -> None:
     with live.session() as session:
         snapshot, base = live.snapshot, live.encoder.stored.base
         calibration = snapshot.base.calibration.if_given()
+        recipe = _weighing(live, _put_aside(live.snapshot))
         if snapshot.base.adaptation is not None:
-            live.compact(session, searched=writing.Searched(None, calibration))
+            live.compact(session, recipe, writing.Searched(None, calibration))
         elif base is not None:
             embedder, about = _former(base, live, session, note)
-            live.embed_again(session, lambda: embedder, about, calibration, progress)
+            live.embed_again(session, lambda: embedder, about, calibration, progress, recipe=recipe)
         else:
             raise InvalidInput("an index that is not adapted", expected="one that is, to undo it")
 

@@ -21,6 +21,8 @@ from retriever.errors import IndexCorrupt, InvalidInput
 from retriever.example import Json
 
 FILE = "adaptation"
+RECIPE_WEIGHT = "recipe_weight"
+"""In what a manifest says of what was learned: the fusion weight that the default recipe had for the former vectors."""
 ROWS_FILE = "adapted"
 SCALES_FILE = "adapted_scales"
 _BLOCK_ROWS = 4096

@@ -107,6 +107,11 @@ def show_adaptation(found: Adapted, generation: str) -> None:
     if rows:
         typer.echo(table(rows))
     typer.echo(f"{generation} is adapted: {found.reason}" if found.kept else f"nothing changed: {found.reason}")
+    if found.recipe_weight is not None:
+        typer.echo(
+            f"the fusion weight {found.recipe_weight:g} of the default recipe, chosen for the former vectors, gives "
+            "way to the calibrated one; --undo brings it back"
+        )
 
 
 def show_audit(found: Audit) -> None:

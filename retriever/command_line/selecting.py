@@ -85,7 +85,7 @@ def prompt(
 
     \b
     retriever prompt tickets.index "my card still has not arrived" --format text
-    retriever prompt tickets.index "where is my order" --template classification --tokens 2000
+    retriever prompt tickets.index "where is my order" -k 16 --tokens 2000
     """
     form = format or ("text" if sys.stdout.isatty() else "messages")
     with opened(index, embedder, trust=trust, limits=limits) as retriever:

@@ -94,8 +94,10 @@ class Trial:
                 raise InvalidInput("the index was built or adapted in another way meanwhile", fix="try the key again")
             if recipe.select.fixed:
                 live.selector.check_ids(recipe.select.fixed)
-            rekeyed = Rekeyed(self.key, self.snapshot, recipe)
-            live.embed_again(session, self._embedder, self._about, self.calibration, progress, rekeyed)
+            rekeyed = Rekeyed(self.key, self.snapshot)
+            live.embed_again(
+                session, self._embedder, self._about, self.calibration, progress, recipe=recipe, rekeyed=rekeyed
+            )
         return live.snapshot.base.generation.name
 
 

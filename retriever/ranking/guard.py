@@ -22,6 +22,7 @@ from functools import lru_cache
 
 from indexes.analyzers import character_ngrams
 from retriever.example import Example
+from retriever.ranking.where import equal
 
 LEVELS = ("off", "self", "exact", "normalised", "near")
 
@@ -84,7 +85,7 @@ def leak(query: Example, example: Example, guard: Guard) -> str | None:
     depth = LEVELS.index(guard.level)
     if guard.group is not None:
         group = query.value(guard.group)
-        if group is not None and example.value(guard.group) == group:
+        if group is not None and equal(example.value(guard.group), group):
             return f"same {guard.group} as the query"
     if depth >= 1 and example.id == query.id:
         return "the query itself"

@@ -135,7 +135,7 @@ class Filter:
         exclude: Ids of examples that must not be chosen.
 
     Raises:
-        InvalidInput: `where` cannot be parsed.
+        InvalidInput: `where` cannot be parsed, or holds what is no JSON.
     """
 
     where: Where = None
@@ -143,6 +143,12 @@ class Filter:
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.where, Mapping):
+            # As it is stored, where a tuple is a list: what was asked and what is recorded must be the same.
+            try:
+                object.__setattr__(self, "where", json.loads(json.dumps(dict(self.where))))
+            except TypeError as error:
+                raise InvalidInput(f"where = {self.where!r}: {error}", expected="a mapping of JSON values") from error
         if self.where is not None:
             predicate(self.where)
 

@@ -21,7 +21,7 @@ from functools import lru_cache
 from typing import TypeAlias
 
 from retriever.errors import InvalidInput
-from retriever.example import Example, Json
+from retriever.example import Example, Json, canonical
 
 Predicate: TypeAlias = Callable[[Example], bool]
 
@@ -95,6 +95,20 @@ def equal(first: Json, second: Json) -> bool:
     if isinstance(first, Mapping) and isinstance(second, Mapping):
         return first.keys() == second.keys() and all(equal(first[key], second[key]) for key in first)
     return first == second
+
+
+def equal_text(value: Json) -> str:
+    """One text for all values that are `equal`, and for no others."""
+    return canonical(_whole(value))
+
+
+def _whole(value: Json) -> Json:
+    """The value with whole numbers as integers: 1.0 equals 1."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list):
+        return [_whole(one) for one in value]
+    return {key: _whole(one) for key, one in value.items()} if isinstance(value, dict) else value
 
 
 def _ordered(first: Json, second: Json, test: Callable[[int], bool]) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from colours import colour, embed, rows
 
-from retriever import IndexSettings, Retriever
+from retriever import IndexSettings, Recipe, Retriever
 from retriever.adaptation import sample as sampling
 from retriever.adaptation.stored import Adaptation
 from retriever.errors import InvalidInput
@@ -93,6 +93,19 @@ def test_a_weight_that_was_given_stays(tmp_path):
         assert index.info()["fusion"]["weight"] == 0.7 and index.info()["fusion"]["objective"] == "given"
         index.undo_adaptation()
         assert index.info()["fusion"]["weight"] == 0.7
+
+
+def test_a_weight_in_the_recipe_gives_way_to_the_calibrated_one_and_comes_back(tmp_path):
+    with pool(tmp_path / "i") as index:
+        index.set_recipe({"retrieve": {"weight": 0.1}, "select": {"k": 3}})
+        given, recipe, before = answers(index), index.recipe, files(index)
+        for number in range(2):
+            assert index.adapt().recipe_weight == (None if number else 0.1)
+            assert index.recipe == Recipe.of({"select": {"k": 3}})
+            assert index.select("a").recipe.retrieve.weight == index.info()["fusion"]["weight"]
+            assert index.info()["adaptation"]["recipe_weight"] == 0.1
+        index.undo_adaptation()
+        assert (answers(index), index.recipe, files(index)) == (given, recipe, before)
 
 
 @pytest.mark.parametrize("kind", ["float32", "float16", "int8"])

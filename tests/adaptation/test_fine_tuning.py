@@ -112,6 +112,18 @@ def test_undo_gives_back_every_selection_the_weight_and_the_embedder(copied, tmp
             index.undo_adaptation()
 
 
+def test_a_weight_in_the_recipe_gives_way_and_comes_back(tmp_path, model):
+    with pool(tmp_path / "i", model) as index:
+        index.set_recipe({"retrieve": {"weight": 0.1}})
+        given = answers(index)
+        found = index.fine_tune(FAST)
+        assert found.kept, found.reason
+        assert (found.recipe_weight, index.recipe.retrieve.weight) == (0.1, None)
+        index.undo_adaptation()
+        assert index.recipe.retrieve.weight == 0.1
+        assert answers(index) == given
+
+
 @pytest.fixture
 def rounds(monkeypatch):
     """The processor computes in bfloat16, which changes no neighbour."""
