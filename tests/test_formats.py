@@ -223,6 +223,7 @@ def test_an_encoding_for_parquet_is_refused(tmp_path):
     [
         (b'{"input": "x"', "not JSON: Expecting ',' delimiter at column 14"),
         (b"nope", "not JSON: Expecting value at column 1"),
+        (b'{"input": "x', "not JSON: Unterminated string starting at column 11"),
         (b'{"input":"1","output":"2"} {}', "not JSON: Extra data"),
         (b'{"input":"a\x00b","output":"x"}', "not JSON: Invalid control character"),
         (b'["input"]', "a list, expected an object"),
