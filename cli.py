@@ -10,7 +10,7 @@ import typer
 
 from retriever.command_line import changing, improving, recipes, selecting
 from retriever.command_line.interrupt import insisting
-from retriever.command_line.running import show_tracebacks
+from retriever.command_line.running import open_streams, show_tracebacks, told
 
 app = typer.Typer(
     name="retriever",
@@ -52,11 +52,15 @@ def _main(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The program `retriever`."""
+    open_streams()
     for output in (sys.stdout, sys.stderr):
         if hasattr(output, "reconfigure"):
             output.reconfigure(encoding="utf-8", errors="backslashreplace")
     with insisting():
-        app(args=arguments)
+        try:
+            app(args=arguments)
+        except OSError as error:  # help or versions could not be written
+            sys.exit(told(error))
 
 
 if __name__ == "__main__":

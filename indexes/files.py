@@ -175,15 +175,15 @@ def replace_file(path: Path, chunks: Iterable[Buffer]) -> int:
 
 
 def list_directory(path: Path) -> list[str]:
-    """The names in a directory, sorted; none when there is no such directory.
+    """The names in a directory, sorted; none when there is no directory of this name.
 
     Raises:
-        StorageError: It cannot be read, or is no directory.
+        StorageError: It cannot be read.
     """
     with reported(path, "cannot be listed"):
         try:
             return sorted(os.listdir(path))  # noqa: PTH208  `os` is the seam
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
 

@@ -44,10 +44,11 @@ def open_pool(root: Path) -> Pool:
         if published:
             raise
         # A first build that is just making its tables, or was killed while it did.
-        raise _unfinished(root) from None
+        raise unfinished(root) from None
 
 
-def _unfinished(root: Path) -> IndexMissing:
+def unfinished(root: Path) -> IndexMissing:
+    """What there is instead of an index where its first build was killed, or is still at work."""
     return IndexMissing(
         root,
         seen=f"{root} holds the beginning of an index: its build did not finish",
@@ -95,7 +96,7 @@ def open_snapshot(root: Path, pool: Pool, *, verify: bool, remember: bool = Fals
         except IndexCorrupt as damage:
             return _substitute(root, pool, damage, None, pool.head(), verify=verify, note=note)
         if current is None:
-            raise _unfinished(root)
+            raise unfinished(root)
         newest = Revision(current.revision, current.chain)
         try:
             view = _current_view(root, pool, current, verify=verify, remember=remember)

@@ -32,11 +32,12 @@ def effective(selector: Selector, recipe: RecipeLike, options: Options, limits: 
         limits: Of k.
 
     Raises:
-        InvalidInput: A recipe or option that cannot be used, or k over its limit.
+        InvalidInput: A recipe or option that cannot be used, an option that would be ignored, or k over its limit.
         Incompatible: It names a model that only the index has named.
     """
     chosen = selector.with_options(selector.recipe if recipe is None else Recipe.of(recipe), options)
     _check_k(chosen, limits)
+    _check_used(chosen, options)
     if recipe is None and "rerank" not in options and chosen.rerank.model is not None:
         # An index may come from anybody; it names no model that a caller with an embedder of his own would load.
         raise Incompatible(
@@ -104,6 +105,20 @@ def check_tokens(recipe: Recipe, embedder: Callable[[], Embedder]) -> None:
         raise InvalidInput(
             f"a default recipe with {named}, and {error.seen}", expected=error.expected, fix=error.fix
         ) from error
+
+
+def _check_used(recipe: Recipe, options: Options) -> None:
+    """Refuses single keys that mean nothing beside the others; a recipe may hold them for another use."""
+    if options.get("reserve") and recipe.budget.tokens is None:
+        raise InvalidInput(
+            f"a reserve of {options['reserve']:,} tokens without a budget",
+            expected="the budget, too: tokens=, --tokens",
+        )
+    if "threshold" in options and recipe.guard.level != "near":
+        raise InvalidInput(
+            f"a threshold with the guard {recipe.guard.level}, which has none",
+            expected="the guard near: guard='near', --guard near",
+        )
 
 
 def _check_k(recipe: Recipe, limits: Limits) -> None:

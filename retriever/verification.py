@@ -17,7 +17,7 @@ from indexes.vocabulary import check_sorted
 from retriever.errors import IndexCorrupt, InvalidInput, StorageError
 from retriever.keys import text_hash
 from retriever.listening import Progress, silent
-from retriever.opening import open_pool, pool_path, read_current
+from retriever.opening import open_pool, pool_path, read_current, unfinished
 from retriever.pool import Pool
 from retriever.revisions import Revision
 from retriever.snapshot import Base, Snapshot
@@ -90,7 +90,7 @@ def verify(path: str | Path, *, progress: Progress = silent) -> Verification:
         progress: Told how far the work is.
 
     Raises:
-        IndexMissing: There is no index.
+        IndexMissing: There is no index, or its first build did not finish.
         StorageError: The operating system refuses.
     """
     root = Path(path)
@@ -106,6 +106,8 @@ def verify(path: str | Path, *, progress: Progress = silent) -> Verification:
         except IndexCorrupt as error:
             current = None
             problems.append(Problem(error.path, _what(error), REBUILD))
+        if current is None and not problems:
+            raise unfinished(root)
         names = tuple(generations.published(root, current))
         for number, name in enumerate(names):
             progress("checking generations", number, len(names))

@@ -15,7 +15,7 @@ from retriever.embedders import Embedder
 from retriever.errors import IndexMissing
 from retriever.evaluation.calibration import Calibration
 from retriever.listening import Progress, silent
-from retriever.opening import pool_path, read_current
+from retriever.opening import open_pool, pool_path, read_current, unfinished
 from retriever.pool import Pool
 from retriever.publishing import Published, about_of, publish
 from retriever.ranking.recipe import Recipe
@@ -84,7 +84,7 @@ def _settled(root: Path, pool: Pool, *, create: bool) -> Session:
     current = read_current(root, pool)
     if current is None:
         if not create:
-            raise IndexMissing(root)
+            raise unfinished(root)
         pool.settle(Revision(), {})
     else:
         manifest = generations.read_manifest(root, current.generation, current.manifest)
@@ -223,5 +223,6 @@ def collect(path: str | Path) -> tuple[str, ...]:
         IndexMissing: There is no index.
         IndexLocked: Another process is writing.
     """
+    open_pool(Path(path)).close()  # what is no index yet is refused as a reader refuses it
     with writing(Path(path)) as session:
         return tuple(generations.collect(session.root, session.current))

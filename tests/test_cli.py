@@ -2,11 +2,14 @@
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import pty
 import re
+import shlex
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -18,8 +21,7 @@ import typer
 import cli
 from retriever.command_line import terminal
 from retriever.command_line.display import emit_json, figure
-from retriever.command_line.running import show_tracebacks
-from retriever.errors import IndexMissing, InvalidInput
+from retriever.command_line.running import read_query, show_tracebacks
 from tests.support import Reply, answering, build, embed, run
 
 ROOT = Path(cli.__file__).parent
@@ -74,6 +76,19 @@ def environment():
 def process(*arguments, **options):
     return subprocess.run(
         [*PROGRAM, *map(str, arguments)], env=environment(), capture_output=True, timeout=60, check=False, **options
+    )
+
+
+def shell(redirection, *arguments):
+    """The program with its streams redirected as a shell does it."""
+    words = [*PROGRAM, *map(str, arguments)]
+    return subprocess.run(
+        f"{shlex.join(words)} {redirection}",
+        shell=True,
+        env=environment(),
+        capture_output=True,
+        timeout=60,
+        check=False,
     )
 
 
@@ -236,7 +251,7 @@ def test_export_sets_bad_queries_aside_and_says_how_many(shared, tmp_path):
     (tmp_path / "q.jsonl").write_text('{"id": "1", "input": "card"}\noops\n')
     result = ok("export", shared, tmp_path / "q.jsonl", "-o", tmp_path / "o.jsonl")
     assert "1 bad rows were set aside" in result.stderr
-    assert "1 records in" in result.stderr
+    assert "1 record in" in result.stderr
 
 
 def test_an_option_overrides_the_recipe_file(shared, tmp_path):
@@ -334,6 +349,228 @@ def test_ask_gives_answer_and_selection_as_json(shared):
 def test_a_program_that_fails_is_an_error_in_one_line(shared):
     line = error(1, "ask", shared, "card", "--backend", f"command:{sys.executable} -c 'raise SystemExit(3)'")
     assert "exit code 3" in line
+
+
+# What is read and what is written
+
+
+@pytest.mark.parametrize("name", ["mine.jsonl", "link.jsonl", "-"])
+@pytest.mark.parametrize("command", ["export", "report"])
+def test_what_is_read_is_not_written_over(shared, tmp_path, command, name):
+    mine = jsonl(tmp_path / "mine.jsonl", [{"input": "card", "output": "x"}])
+    (tmp_path / "link.jsonl").symlink_to(mine)
+    before = mine.read_bytes()
+    named = name if name == "-" else tmp_path / name
+    queries = ("--queries", named) if command == "report" else (named,)
+    with mine.open("rb") as stdin:
+        done = process(command, shared, *queries, "-o", mine, stdin=stdin)
+    seen = "standard input" if name == "-" else named
+    line = f"error: {mine} is to be written and is read, too ({seen}); name another file to write to: -o\n"
+    assert (done.returncode, done.stdout, done.stderr.decode()) == (2, b"", line)
+    assert mine.read_bytes() == before
+
+
+def test_a_recipe_or_template_that_is_used_is_not_written_over(shared, tmp_path):
+    queries = jsonl(tmp_path / "q.jsonl", [{"input": "card"}])
+    for option in ("--recipe", "--template"):
+        file = tmp_path / f"{option[2:]}.jsonl"
+        file.write_text("")
+        assert "is read, too" in error(2, "export", shared, queries, "-o", file, option, file)
+    page = tmp_path / "r.toml"
+    page.write_text("[select]\nk = 2\n")
+    assert "is read, too" in error(2, "report", shared, "-o", page, "--recipe", page)
+    assert page.read_text() == "[select]\nk = 2\n"
+
+
+def test_nothing_is_written_into_an_index(index, tmp_path):
+    queries = jsonl(tmp_path / "q.jsonl", [{"input": "card"}])
+    assert "is in the index" in error(2, "report", index, "-o", index / "CURRENT")
+    assert "is in the index" in error(2, "export", index, queries, "-o", index / "new.jsonl")
+    assert data("verify", index)["intact"]
+
+
+@pytest.mark.parametrize(("name", "content"), [("empty.jsonl", ""), ("header.csv", "input,output\n"), ("-", "\n\n")])
+def test_nothing_does_not_replace_the_examples_of_an_index(index, tmp_path, name, content):
+    source = name
+    if name != "-":
+        source = tmp_path / name
+        source.write_text(content)
+    line = error(2, "build", source, "-o", index, "--overwrite", *LATENT, input=content)
+    named = "standard input" if name == "-" else source
+    assert line.startswith(f"error: {named} holds no example, and the index {index} has 4; expected at least one")
+    assert data("info", index)["examples"] == 4
+    assert data("verify", index)["intact"]
+
+
+def test_an_index_without_examples_is_built_with_a_note(tmp_path):
+    (tmp_path / "one.jsonl").touch()
+    (tmp_path / "two.jsonl").touch()
+    files = (tmp_path / "one.jsonl", tmp_path / "two.jsonl")
+    result = ok("build", files[0], "-o", tmp_path / "x.index", *LATENT)
+    assert result.stderr.startswith(f"note: {files[0]} holds no example\n")
+    assert json.loads(result.stdout)["examples"] == 0
+    result = ok("build", *files, "-o", tmp_path / "x.index", "--overwrite", *LATENT)  # nothing is lost
+    assert result.stderr.startswith(f"note: {files[0]}, {files[1]} hold no example\n")
+
+
+@pytest.mark.parametrize("command", ["add", "update", "export", "eval", "tune", "audit", "report"])
+def test_rows_of_which_none_is_usable_are_7_and_change_nothing(index, tmp_path, command):
+    bad, out = tmp_path / "bad.jsonl", tmp_path / "out.jsonl"
+    bad.write_text('{"inputt": "card"}\noops\n')
+    out.write_text("kept")
+    after = ("-o", out) if command in ("export", "report") else ()
+    arguments = (command, index, *(("--queries", bad) if command == "report" else (bad,)), *after)
+    assert error(7, *arguments).startswith("error: no usable row: all 2 rows were set aside; mend what is told above")
+    told = run(*arguments).stderr
+    assert f"set aside: {bad}:1: missing field 'input'; the row has 'inputt'" in told
+    assert f"set aside: {bad}:2: not JSON: Expecting value at column 1" in told
+    assert (out.read_text(), data("info", index)["revision"]) == ("kept", 1)
+    assert list(tmp_path.glob("*out.jsonl*")) == [out]
+
+
+def test_a_file_without_a_row_is_no_bad_one(index, tmp_path):
+    (tmp_path / "empty.jsonl").touch()
+    assert data("add", index, tmp_path / "empty.jsonl")["added"] == []
+    ok("export", index, tmp_path / "empty.jsonl", "-o", tmp_path / "o.jsonl")
+    assert (tmp_path / "o.jsonl").read_text() == ""
+
+
+def test_an_id_that_the_pool_has_is_no_usable_row(index, tmp_path):
+    there = jsonl(tmp_path / "n.jsonl", [{"id": "a", "input": "x", "output": "y"}])
+    assert error(7, "add", index, there).startswith("error: no usable row: the only row was set aside")
+    assert "the pool already" in run("add", index, there).stderr
+
+
+LATIN = "id,input,output\nz,café,salé\n".encode("latin-1")
+
+
+@pytest.mark.parametrize("command", ["add", "update", "eval", "tune", "audit", "export", "report"])
+def test_a_file_is_read_as_its_options_say(index, tmp_path, command):
+    (tmp_path / "n.txt").write_bytes(LATIN)
+    source = ("--queries", tmp_path / "n.txt") if command == "report" else (tmp_path / "n.txt",)
+    out = ("-o", tmp_path / "o.jsonl") if command in ("export", "report") else ()
+    arguments = (command, index, *source, *out)
+    assert "name the format (format=, --format): jsonl" in error(2, *arguments)
+    error(7, *arguments, "--format", "csv")
+    assert "for example --encoding latin-1" in run(*arguments, "--format", "csv").stderr
+    if command == "tune":  # it has read the one query, and asks for more
+        assert "expected at least 8" in error(2, *arguments, "--format", "csv", "--encoding", "latin-1")
+        return
+    assert "set aside" not in ok(*arguments, "--format", "csv", "--encoding", "latin-1").stderr
+    if command in ("add", "update"):
+        found = data("select", index, "café", "-k", 1)["demonstrations"][0]["example"]
+        assert (found["input"], found["output"]) == ("café", "salé")
+
+
+def test_add_reads_a_table_of_sqlite_and_csv_from_standard_input(index, tmp_path):
+    with contextlib.closing(sqlite3.connect(tmp_path / "p.db")) as database, database:
+        for table in ("old", "new"):
+            database.execute(f"CREATE TABLE {table} (id TEXT, input TEXT, output TEXT)")
+            database.execute(f"INSERT INTO {table} VALUES ('{table}', 'of {table}', 'x')")
+    assert error(2, "add", index, tmp_path / "p.db").endswith("name the table to read: table=, --table")
+    assert data("add", index, tmp_path / "p.db", "--table", "new")["added"] == ["new"]
+    done = process("add", index, "-", "--format", "csv", "--encoding", "latin-1", input=LATIN)
+    assert json.loads(done.stdout)["added"] == ["z"]
+
+
+def test_one_row_is_one_row(index, tmp_path, monkeypatch):
+    new = jsonl(tmp_path / "n.jsonl", [{"id": "n", "input": "x", "output": "y"}])
+    assert ok("export", index, new, "-o", "-").stderr == "1 record on standard output\n"
+    monkeypatch.setattr("retriever.command_line.changing.wants_json", lambda flag: flag)  # as on a terminal
+    assert ok("build", new, "-o", tmp_path / "x.index", *LATENT).stdout.startswith("1 example in ")
+    assert ok("update", tmp_path / "x.index", new).stdout.endswith(", 1 example now\n")
+    assert ok("add", index, new).stdout == "1 added, 5 examples now\n"
+    assert ok("remove", index, "a", "b", "c", "d").stdout == "4 removed, 1 example now\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "query"),
+    [
+        ("how much\r\n", "how much"),
+        ("\ufeffhow much\n", "how much"),
+        ("\r\nhow\r\nmuch\r\n\r\n", "how\r\nmuch"),
+        ('{"input": "how much"}\r\n', {"input": "how much"}),
+        ("[1]", "[1]"),
+        ("500", "500"),
+        ('{"error": 500', '{"error": 500'),
+    ],
+)
+def test_a_query_on_standard_input_is_text_without_the_line_ends_around_it(monkeypatch, given, query):
+    stdin = io.TextIOWrapper(io.BytesIO(given.encode()), encoding="utf-8", newline="\n")  # as Python opens it
+    monkeypatch.setattr("sys.stdin", stdin)
+    assert read_query("-") == query
+
+
+def test_an_object_that_is_no_query_is_told_how_to_be_the_text(shared):
+    line = error(2, "select", shared, "-", input='{"error": 500}')
+    assert line.startswith(
+        "error: a JSON object without 'input' on standard input: '{\"error\": 500}'; expected text, or"
+    )
+    assert line.endswith('to ask for this very text, put it into one: {"input": "..."}')
+
+
+@pytest.mark.parametrize(
+    ("options", "seen"),
+    [
+        (("--reserve", 50), "a reserve of 50 tokens without a budget; expected the budget, too: tokens=, --tokens"),
+        (("--threshold", 0.5), "a threshold with the guard self, which has none; expected the guard near"),
+        (("--where", "a == 1", "--where", "b == 2"), "--where 2 times; expected once; join them: "),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_2(shared, options, seen):
+    assert seen in error(2, "prompt", shared, "card", *options)
+
+
+def test_filters_are_joined_as_the_refusal_says(shared):
+    line = error(2, "select", shared, "card", "--where", "id != 'a'", "--where", "id != 'b' or id == 'b'")
+    joined = "(id != 'a') and (id != 'b' or id == 'b')"
+    assert line.endswith(f"--where '{joined}'")
+    assert {d["id"] for d in data("select", shared, "card", "--where", joined)["demonstrations"]} == {"b", "c", "d"}
+    assert "--where 2 times" in error(2, "curate", shared, "--budget", 1, "--where", "a == 1", "--where", "b == 2")
+
+
+# Streams that are closed or full
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("select", "-h"), ("--version",), ("recipe", "show"), ("select", "INDEX", "card")]
+)
+@pytest.mark.parametrize(("to", "why"), [(">/dev/full", "No space left on device"), (">&-", "Bad file descriptor")])
+def test_output_that_cannot_be_written_is_1_and_named(shared, arguments, to, why):
+    done = shell(to, *(shared if one == "INDEX" else one for one in arguments))
+    assert (done.returncode, done.stderr) == (1, f"error: standard output cannot be written: {why}\n".encode())
+
+
+def test_output_that_is_full_stops_an_export_and_a_table(shared, pool):
+    for arguments in (
+        ("export", shared, pool, "--input", "text", "-o", "-"),
+        ("eval", shared, "--leave-one-out", 4, "--metric", "best-overlap", "--as", "csv"),
+    ):
+        done = shell(">/dev/full", *arguments)
+        assert done.returncode == 1
+        assert done.stderr.endswith(b"error: standard output cannot be written: No space left on device\n")
+
+
+def test_who_writes_a_file_needs_no_standard_output(shared, pool, tmp_path):
+    out = tmp_path / "o.jsonl"
+    done = shell(">&- <&-", "export", shared, pool, "--input", "text", "-o", out)
+    assert (done.returncode, len(out.read_text().splitlines())) == (0, 4)
+
+
+def test_input_that_is_closed_is_2(shared):
+    done = shell("<&-", "select", shared, "-")
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr == b"error: standard input cannot be read: Bad file descriptor; expected a query\n"
+    done = shell("<&-", "audit", shared, "-")
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.startswith(b"error: stdin cannot be read: ")
+
+
+def test_without_standard_error_the_exit_code_tells(shared, tmp_path):
+    done = shell("2>&-", "select", shared, "card")
+    assert (done.returncode, json.loads(done.stdout)["query"]["input"]) == (0, "card")
+    assert shell("2>&-", "info", tmp_path / "none.index").returncode == 3
+    assert shell("<&- >&- 2>&-", "info", tmp_path / "none.index").returncode == 3
 
 
 # Exit codes
@@ -522,13 +759,23 @@ def test_the_module_runs_as_a_program(shared):
     assert json.loads(done.stdout)["examples"] == 4
 
 
-def test_debug_lets_the_error_through(shared, tmp_path):
-    assert isinstance(run("--debug", "info", tmp_path / "none.index").exception, IndexMissing)
-    assert isinstance(run("--debug", "select", shared, "q", "--weight", 2).exception, InvalidInput)
+@pytest.mark.parametrize("before", [True, False])
+def test_debug_shows_a_traceback_and_keeps_the_line_and_the_exit_code(shared, tmp_path, before):
+    for code, of, *arguments in (
+        (3, "IndexMissing", "info", tmp_path / "none.index"),
+        (2, "InvalidInput", "select", shared, "q", "--weight", 2),
+    ):
+        result = run("--debug", *arguments) if before else run(*arguments, "--debug")
+        lines = result.stderr.splitlines()
+        assert (result.exit_code, result.stdout, lines[0]) == (code, "", "Traceback (most recent call last):")
+        assert lines[-2].startswith(f"indexes.errors.{of}: ")
+        assert lines[-1].startswith("error: ")
 
 
-def test_debug_holds_for_one_run_only(tmp_path):
-    run("--debug", "info", tmp_path / "none.index")
+@pytest.mark.parametrize("place", [0, 2])
+def test_debug_holds_for_one_run_only(tmp_path, place):
+    arguments = ["info", tmp_path / "none.index"]
+    run(*arguments[:place], "--debug", *arguments[place:])
     assert error(3, "info", tmp_path / "none.index").startswith("error: ")
 
 

@@ -26,6 +26,7 @@ from retriever.formats import (
     BadRow,
     BadRowLog,
     Fields,
+    FileSource,
     Limits,
     open_writer,
     read_examples,
@@ -215,6 +216,21 @@ def test_an_encoding_for_parquet_is_refused(tmp_path):
         read(tmp_path / "p.parquet", encoding="latin-1")
 
 
+def test_a_file_source_holds_how_it_is_read(tmp_path):
+    (tmp_path / "p.txt").write_bytes("input,output\ncafé,x\n".encode("latin-1"))
+    source = FileSource(str(tmp_path / "p.txt"), format="csv", encoding="latin-1")
+    [found], bad = read(source)
+    assert (found.input, bad) == ("café", [])
+    with pytest.raises(InvalidInput, match="beside a FileSource; leave them out: it holds its own"):
+        read(source, format="csv")
+    with sqlite3.connect(tmp_path / "p.db") as database:
+        for table in ("a", "b"):
+            database.execute(f"CREATE TABLE {table} AS SELECT '{table}' AS input, 'x' AS output")
+    database.close()
+    [found], _ = read(FileSource(str(tmp_path / "p.db"), table="b"))
+    assert found.input == "b"
+
+
 # --- JSON lines
 
 
@@ -223,6 +239,7 @@ def test_an_encoding_for_parquet_is_refused(tmp_path):
     [
         (b'{"input": "x"', "not JSON: Expecting ',' delimiter at column 14"),
         (b"nope", "not JSON: Expecting value at column 1"),
+        (b'{"input": "x', "not JSON: Unterminated string starting at column 11"),
         (b'{"input":"1","output":"2"} {}', "not JSON: Extra data"),
         (b'{"input":"a\x00b","output":"x"}', "not JSON: Invalid control character"),
         (b'["input"]', "a list, expected an object"),

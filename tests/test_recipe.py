@@ -96,6 +96,12 @@ def test_nothing_gives_the_defaults_and_a_recipe_itself():
     assert (recipe.guard.level, recipe.order.by, recipe.budget.tokens) == ("self", "best-last", None)
 
 
+@pytest.mark.parametrize(("name", "text"), [("r.toml", "[select]\r\nk = 3\r\n"), ("r.json", '{"select": {"k": 3}}')])
+def test_a_byte_order_mark_before_a_recipe_is_left_out(tmp_path, name, text):
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert Recipe.of(tmp_path / name) == Recipe.of({"select": {"k": 3}})
+
+
 def test_toml_says_the_same_as_a_mapping(tmp_path):
     path = tmp_path / "recipe.toml"
     path.write_text(

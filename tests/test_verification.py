@@ -15,8 +15,12 @@ from support import build
 
 from indexes.arrays import npy
 from indexes.current import point, read_current
+from retriever import Retriever
 from retriever.errors import IndexMissing
+from retriever.pool import Pool
+from retriever.repair import repair
 from retriever.verification import REBUILD, RESTORE, Problem, Verification, verify
+from retriever.writing import collect
 
 ROWS = [{"id": f"r{i}", "input": f"card {i} refund", "output": f"o{i % 3}"} for i in range(6)]
 CURRENT = "gen-000002"
@@ -204,3 +208,21 @@ def test_without_an_index_there_is_nothing_to_look_at(tmp_path):
     with pytest.raises(IndexMissing):
         verify(tmp_path / "nowhere")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("tables", [True, False])
+@pytest.mark.parametrize("look", [verify, collect, Retriever.open])
+def test_the_beginning_of_an_index_is_none_and_not_an_intact_one(tmp_path, look, tables):
+    (tmp_path / "pool.sqlite").touch()
+    if tables:
+        Pool(tmp_path / "pool.sqlite", create=True, writable=True).close()
+    with pytest.raises(IndexMissing, match="holds the beginning of an index: its build did not finish"):
+        look(tmp_path)
+
+
+@pytest.mark.parametrize("look", [verify, collect, repair, Retriever.open])
+@pytest.mark.parametrize("path", ["file", "file/below"])
+def test_a_file_is_no_index(tmp_path, look, path):
+    (tmp_path / "file").write_text("{}")
+    with pytest.raises(IndexMissing, match="no index at"):
+        look(tmp_path / path)

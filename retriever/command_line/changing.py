@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,17 +16,23 @@ from retriever.command_line.options import (
     EMBEDDER,
     FIELDS,
     ROW_LIMITS,
+    SOURCE,
     Index,
     JsonFlag,
     Trust,
     embedder_of,
     fields_of,
     limits_of,
+    reading_of,
     size,
     with_options,
 )
-from retriever.command_line.running import opened, reported
-from retriever.command_line.terminal import columns, printable, progress
+from retriever.command_line.refusals import check_empty
+from retriever.command_line.running import check_usable, opened, reported
+from retriever.command_line.terminal import columns, counted, printable, progress
+
+if TYPE_CHECKING:
+    from retriever.plan import BuildPlan
 
 Source = Annotated[Path, typer.Argument(metavar="FILE", help="File of examples; - is standard input.")]
 DefaultRecipe = Annotated[
@@ -49,13 +55,10 @@ app = typer.Typer()
 
 @app.command(no_args_is_help=True)
 @reported
-@with_options(fields=FIELDS, embedder=EMBEDDER, limits=ROW_LIMITS)
+@with_options(source_options=SOURCE, fields=FIELDS, embedder=EMBEDDER, limits=ROW_LIMITS)
 def build(
     pools: Annotated[list[Path], typer.Argument(metavar="POOL...", help="Files of examples; - is standard input.")],
     output_path: Annotated[Path, typer.Option("-o", "--out", metavar="INDEX", help="The index directory to make.")],
-    format: Annotated[str | None, typer.Option(help="jsonl, json, csv, tsv, parquet or sqlite.")] = None,
-    table: Annotated[str | None, typer.Option(help="Table of a SQLite file.")] = None,
-    encoding: Annotated[str, typer.Option(help="Encoding of a text file.")] = "utf-8",
     key: Annotated[str, typer.Option(help="What is indexed: a field, a+b, or a $template.")] = "input",
     analyzer: Annotated[str, typer.Option(help="default, stem:LANGUAGE, code or char:N.")] = "default",
     lexical: Annotated[str, typer.Option(help="bm25, or rank-bm25 for checking.")] = "bm25",
@@ -71,6 +74,7 @@ def build(
     max_memory: MaxMemory = None,
     json_output: JsonFlag = False,
     *,
+    source_options: Mapping[str, object],
     fields: Mapping[str, object],
     embedder: Mapping[str, object],
     limits: Mapping[str, object],
@@ -83,6 +87,11 @@ def build(
     """
     from retriever import IndexSettings, Retriever
 
+    def planned(plan: BuildPlan) -> None:
+        if not plan.examples:
+            check_empty(pools, output_path)
+        show_plan(plan)
+
     bad = BadRows()
     started = time.monotonic()
     with progress() as shown:
@@ -90,9 +99,7 @@ def build(
             "-" if pools == [Path("-")] else pools,
             output_path,
             **asdict(fields_of(fields)),
-            format=format,
-            table=table,
-            encoding=encoding,
+            **reading_of(source_options),
             settings=IndexSettings(
                 key, analyzer, lexical, bm25, ann=ann, token_vectors=token_vectors, vectors=vectors, recall=recall
             ),
@@ -104,18 +111,18 @@ def build(
             recipe=recipe_file,
             limits=limits_of(limits),
             on_bad=bad,
-            on_plan=show_plan,
+            on_plan=planned,
             note=note,
             progress=shown,
         )
     with retriever:
         bad.report()
-        info = retriever.info()
+        info, count = retriever.info(), len(retriever)
     if wants_json(json_output):
         emit_json({**info, "bad_rows": bad.count})
     else:
         typer.echo(
-            f"{info['examples']:,} examples in {output_path} ({time.monotonic() - started:.1f} s), "
+            f"{counted(count, 'example')} in {output_path} ({time.monotonic() - started:.1f} s), "
             f"embedder {told_of(info, 'embedder', 'name')}, "
             f"fusion weight {told_of(info, 'fusion', 'weight')} ({told_of(info, 'fusion', 'objective')})"
         )
@@ -123,13 +130,14 @@ def build(
 
 @app.command(no_args_is_help=True)
 @reported
-@with_options(fields=FIELDS, embedder=EMBEDDER, limits=ROW_LIMITS)
+@with_options(source_options=SOURCE, fields=FIELDS, embedder=EMBEDDER, limits=ROW_LIMITS)
 def add(
     index: Index,
     source: Source,
     strict: Annotated[bool, typer.Option("--strict", help="Add nothing if a row is bad (exit 7).")] = False,
     json_output: JsonFlag = False,
     *,
+    source_options: Mapping[str, object],
     fields: Mapping[str, object],
     embedder: Mapping[str, object],
     limits: Mapping[str, object],
@@ -140,26 +148,31 @@ def add(
     retriever add tickets.index new.jsonl --input text --output intent
     echo '{"input": "hi", "output": "hello"}' | retriever add tickets.index -
     """
+    from retriever.formats import FileSource
+
     bad = BadRows()
+    given = FileSource(str(source), **reading_of(source_options))
     with opened(index, embedder, limits=limits) as retriever:
-        ids = retriever.add(str(source), fields=fields_of(fields), strict=strict, on_bad=bad)
+        ids = retriever.add(given, fields=fields_of(fields), strict=strict, on_bad=bad)
         count = len(retriever)
+    check_usable(len(ids), bad)
     bad.report()
     if wants_json(json_output):
         emit_json({"added": list(ids), "bad_rows": bad.count, "examples": count})
     else:
-        typer.echo(f"{len(ids):,} added, {count:,} examples now")
+        typer.echo(f"{len(ids):,} added, {counted(count, 'example')} now")
 
 
 @app.command(no_args_is_help=True)
 @reported
-@with_options(fields=FIELDS, embedder=EMBEDDER, limits=ROW_LIMITS)
+@with_options(source_options=SOURCE, fields=FIELDS, embedder=EMBEDDER, limits=ROW_LIMITS)
 def update(
     index: Index,
     source: Source,
     strict: Annotated[bool, typer.Option("--strict", help="Change nothing if a row is bad (exit 7).")] = False,
     json_output: JsonFlag = False,
     *,
+    source_options: Mapping[str, object],
     fields: Mapping[str, object],
     embedder: Mapping[str, object],
     limits: Mapping[str, object],
@@ -170,16 +183,20 @@ def update(
     retriever update tickets.index corrected.jsonl --input text --output intent
     echo '{"id": "s017", "input": "hi", "output": "hello"}' | retriever update tickets.index -
     """
+    from retriever.formats import FileSource
+
     bad = BadRows()
+    given = FileSource(str(source), **reading_of(source_options))
     with opened(index, embedder, limits=limits) as retriever:
-        done = retriever.update(str(source), fields=fields_of(fields), strict=strict, on_bad=bad)
+        done = retriever.update(given, fields=fields_of(fields), strict=strict, on_bad=bad)
         count = len(retriever)
+    check_usable(len(done.added) + len(done.replaced) + len(done.unchanged), bad)
     bad.report()
     if wants_json(json_output):
         emit_json({**asdict(done), "bad_rows": bad.count, "examples": count})
     else:
         parts = f"{len(done.added):,} added, {len(done.replaced):,} replaced, {len(done.unchanged):,} unchanged"
-        typer.echo(f"{parts}, {count:,} examples now")
+        typer.echo(f"{parts}, {counted(count, 'example')} now")
 
 
 @app.command(no_args_is_help=True)
@@ -201,7 +218,7 @@ def remove(
     if wants_json(json_output):
         emit_json({"removed": removed, "examples": count})
     else:
-        typer.echo(f"{removed:,} removed, {count:,} examples now")
+        typer.echo(f"{removed:,} removed, {counted(count, 'example')} now")
 
 
 @app.command(no_args_is_help=True)

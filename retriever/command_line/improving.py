@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -30,6 +30,7 @@ from retriever.command_line.options import (
     FINE_TUNING,
     PROMPT,
     PROMPT_LIMITS,
+    SOURCE,
     TUNING,
     AdaptKind,
     Curate,
@@ -38,20 +39,19 @@ from retriever.command_line.options import (
     JsonFlag,
     MapBy,
     Trust,
+    Where,
     asking_of,
     eval_settings_of,
     fields_of,
     finetune_settings_of,
     settings_of,
+    single_where,
     tune_settings_of,
     with_options,
 )
-from retriever.command_line.refusals import check_adapt, check_asked, check_form
-from retriever.command_line.running import opened, reported
+from retriever.command_line.refusals import check_adapt, check_asked, check_form, check_output
+from retriever.command_line.running import opened, read_if_named, reported
 from retriever.command_line.terminal import amount, printable, progress
-
-if TYPE_CHECKING:
-    from retriever.example import Example
 
 TrueQueries = Annotated[
     Path | None, typer.Argument(help="File of queries with their true outputs or labels.", show_default=False)
@@ -70,7 +70,7 @@ def curate(
     index: Index,
     budget: Annotated[int, typer.Option(help="How many examples, at most.")],
     strategy: Annotated[Curate, typer.Option(help="How they are chosen.")] = "votek",
-    where: Annotated[str | None, typer.Option(help="Choose among these, e.g. 'language == \"en\"'.")] = None,
+    where: Where = None,
     held: Annotated[list[str] | None, typer.Option(help="ID that is chosen already.", show_default=False)] = None,
     option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the strategy.", show_default=False)] = None,
     json_output: JsonFlag = False,
@@ -85,7 +85,7 @@ def curate(
     from retriever.curation.curate import CurateSettings
     from retriever.curation.curate import curate as choose
 
-    settings = CurateSettings(strategy, budget, where, tuple(held or ()), settings_of(option or []))
+    settings = CurateSettings(strategy, budget, single_where(where), tuple(held or ()), settings_of(option or []))
     with opened(index, {}, trust=trust) as retriever, progress() as shown:
         found = choose(retriever.snapshot, settings, shown)
     if wants_json(json_output):
@@ -96,6 +96,7 @@ def curate(
 
 @app.command(no_args_is_help=True)
 @reported
+@with_options(source_options=SOURCE)
 def audit(
     index: Index,
     queries: Annotated[
@@ -106,9 +107,10 @@ def audit(
     most: Annotated[int | None, typer.Option(help="Findings of each kind (20 in a table, else all).")] = None,
     input: Annotated[str | None, typer.Option(help="Field of a query's input (input); name, path, $template.")] = None,
     id: Annotated[str | None, typer.Option(help="Field of a query's id (id).")] = None,
-    format: Annotated[str | None, typer.Option(help="Format of QUERIES.")] = None,
     json_output: JsonFlag = False,
     trust: Trust = False,
+    *,
+    source_options: Mapping[str, object],
 ) -> None:
     """Find contradictions, copies, leaks and odd examples in a pool.
 
@@ -120,11 +122,11 @@ def audit(
     from retriever.curation.audit import audit as look
 
     fields = {name: value for name, value in (("input", input), ("id", id)) if value is not None}
-    check_asked("QUERIES", queries, leave_one_out=None, fields=fields, format=format)
+    check_asked("QUERIES", queries, leave_one_out=None, fields=fields, source=source_options)
     bad = BadRows()
     listed = most if most is not None or wants_json(json_output) else 20
     settings = AuditSettings(threshold, neighbours, listed)
-    asked = _true_queries(queries, fields, format, bad) or ()
+    asked = read_if_named(queries, fields_of(fields), source_options, bad) or ()
     with opened(index, {}, trust=trust) as retriever, progress() as shown:
         found = look(retriever.snapshot, asked, settings, shown)
     bad.report()
@@ -134,20 +136,12 @@ def audit(
         show_audit(found)
 
 
-def _true_queries(
-    queries: Path | None, fields: Mapping[str, object], format: str | None, bad: BadRows
-) -> Iterator[Example] | None:
-    """The queries of a file, if one was named."""
-    from retriever.formats import read_queries
-
-    return None if queries is None else read_queries(str(queries), fields=fields_of(fields), format=format, on_bad=bad)
-
-
 @app.command(name="eval", no_args_is_help=True)
 @reported
 @with_options(
     evaluation=EVALUATION,
     model=ASKING,
+    source_options=SOURCE,
     fields=FIELDS,
     prompt_options=PROMPT,
     embedder=EMBEDDER,
@@ -163,13 +157,13 @@ def evaluate_(
     qrels: QrelsFile = None,
     form: Annotated[EvalForm | None, typer.Option("--as", help="table, json or csv.", show_default=False)] = None,
     times: Annotated[bool, typer.Option("--times", help="Tell how long a selection takes.")] = False,
-    format: Annotated[str | None, typer.Option(help="Format of QUERIES.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop if a query is bad (exit 7).")] = False,
     json_output: JsonFlag = False,
     trust: Trust = False,
     *,
     evaluation: Mapping[str, object],
     model: Mapping[str, object],
+    source_options: Mapping[str, object],
     fields: Mapping[str, object],
     prompt_options: Mapping[str, object],
     embedder: Mapping[str, object],
@@ -184,11 +178,11 @@ def evaluate_(
     from retriever.evaluation.evaluate import evaluate, recipes_of
     from retriever.evaluation.queries import read_qrels
 
-    check_asked("QUERIES", queries, leave_one_out=leave_one_out, fields=fields, format=format, strict=strict)
+    check_asked("QUERIES", queries, leave_one_out=leave_one_out, fields=fields, source=source_options, strict=strict)
     check_form(form, json_output)
     bad = BadRows(strict=strict)
     settings = eval_settings_of(evaluation, prompt_options)
-    asked = _true_queries(queries, fields, format, bad)
+    asked = read_if_named(queries, fields_of(fields), source_options, bad)
     judged = None if qrels is None else read_qrels(qrels)
     asking = asking_of(model)
     with opened(index, embedder, trust=trust, limits=limits) as retriever, progress() as shown:
@@ -216,7 +210,13 @@ def evaluate_(
 @app.command(name="tune", no_args_is_help=True)
 @reported
 @with_options(
-    tuning=TUNING, model=ASKING, fields=FIELDS, prompt_options=PROMPT, embedder=EMBEDDER, limits=PROMPT_LIMITS
+    tuning=TUNING,
+    model=ASKING,
+    source_options=SOURCE,
+    fields=FIELDS,
+    prompt_options=PROMPT,
+    embedder=EMBEDDER,
+    limits=PROMPT_LIMITS,
 )
 def tune_(
     index: Index,
@@ -233,12 +233,12 @@ def tune_(
     ] = None,
     qrels: QrelsFile = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Leave the index as it is.")] = False,
-    format: Annotated[str | None, typer.Option(help="Format of QUERIES.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop if a query is bad (exit 7).")] = False,
     json_output: JsonFlag = False,
     *,
     tuning: Mapping[str, object],
     model: Mapping[str, object],
+    source_options: Mapping[str, object],
     fields: Mapping[str, object],
     prompt_options: Mapping[str, object],
     embedder: Mapping[str, object],
@@ -253,9 +253,9 @@ def tune_(
     from retriever.evaluation.queries import read_qrels
     from retriever.evaluation.tune import tune
 
-    check_asked("QUERIES", queries, leave_one_out=leave_one_out, fields=fields, format=format, strict=strict)
+    check_asked("QUERIES", queries, leave_one_out=leave_one_out, fields=fields, source=source_options, strict=strict)
     bad = BadRows(strict=strict)
-    asked = _true_queries(queries, fields, format, bad)
+    asked = read_if_named(queries, fields_of(fields), source_options, bad)
     judged = None if qrels is None else read_qrels(qrels)
     asking = asking_of(model)
     with opened(index, embedder, limits=limits) as retriever, progress() as shown:
@@ -332,7 +332,7 @@ def adapt(
 
 @app.command(no_args_is_help=True)
 @reported
-@with_options(fields=FIELDS, embedder=EMBEDDER, limits=PROMPT_LIMITS)
+@with_options(source_options=SOURCE, fields=FIELDS, embedder=EMBEDDER, limits=PROMPT_LIMITS)
 def report(
     index: Index,
     page: Annotated[Path, typer.Option("-o", "--out", help="The page to write.", show_default=False)],
@@ -353,11 +353,11 @@ def report(
     seed: Annotated[int, typer.Option(help="Of samples and resamples.")] = 0,
     map_by: Annotated[MapBy, typer.Option("--map", help="How the pool is laid out: pca or umap.")] = "pca",
     no_audit: Annotated[bool, typer.Option("--no-audit", help="Do not look for copies and conflicts.")] = False,
-    format: Annotated[str | None, typer.Option(help="Format of the queries.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop if a query is bad (exit 7).")] = False,
     json_output: JsonFlag = False,
     trust: Trust = False,
     *,
+    source_options: Mapping[str, object],
     fields: Mapping[str, object],
     embedder: Mapping[str, object],
     limits: Mapping[str, object],
@@ -372,11 +372,12 @@ def report(
     from retriever.evaluation.queries import flattered
     from retriever.evaluation.report import ReportSettings, write_report
 
-    check_asked("--queries", queries, leave_one_out=leave_one_out, fields=fields, format=format, strict=strict)
+    check_output(page, index, queries, *(recipe_files or ()))
+    check_asked("--queries", queries, leave_one_out=leave_one_out, fields=fields, source=source_options, strict=strict)
     bad = BadRows(strict=strict)
     sample = {} if leave_one_out is None else {"leave_one_out": leave_one_out}
     settings = ReportSettings(**sample, k=k, seed=seed, audit=not no_audit, map=map_by)
-    asked = _true_queries(queries, fields, format, bad)
+    asked = read_if_named(queries, fields_of(fields), source_options, bad)
     with opened(index, embedder, trust=trust, limits=limits) as retriever, progress() as shown:
         compared = recipes_of(retriever, recipe_files or ())
         size = write_report(retriever, page, asked, recipes=compared, settings=settings, progress=shown)

@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, TypedDict, TypeVar, cast, get_args
 
 import typer
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from retriever.example import Json
     from retriever.ranking.recipe import Options
 
+Result = TypeVar("Result")
 Mode = Literal["hybrid", "dense", "lexical"]
 Guard = Literal["off", "self", "exact", "normalised", "near"]
 Engine = Literal["onnx", "torch"]
@@ -38,6 +39,7 @@ _PROMPT = "Prompt"
 _MODEL = "Embedder"
 _LIMITS = "Limits"
 _FIELDS = "Fields"
+_SOURCE = "File"
 _EVALUATION = "Evaluation"
 _ASKING = "Language model"
 _FINE_TUNING = "Fine-tuning, with --full"
@@ -69,7 +71,7 @@ RECIPE: Mapping[str, object] = {
     "guard": _option(Guard | None, "--guard", help="Leak guard level (self).", panel=_SELECTION),
     "threshold": _option(float | None, "--threshold", help="Likeness of a near copy (0.9).", panel=_SELECTION),
     "group": _option(str | None, "--group", help="Leave out the query's own group in FIELD.", panel=_SELECTION),
-    "where": _option(str | None, "--where", help="Filter, e.g. 'language == \"en\"'.", panel=_SELECTION),
+    "where": _option(list[str] | None, "--where", help="Filter, e.g. 'language == \"en\"'.", panel=_SELECTION),
     "match": _option(list[str] | None, "--match", help="FIELD must be as in the query.", panel=_SELECTION),
     "exclude": _option(list[str] | None, "--exclude", help="ID that must not be chosen.", panel=_SELECTION),
     "rerank": _option(str | None, "--rerank", help="maxsim, cross-encoder:MODEL or none.", panel=_SELECTION),
@@ -80,6 +82,7 @@ RECIPE: Mapping[str, object] = {
     "seed": _option(int | None, "--seed", help="For what is random (0).", panel=_SELECTION),
     "order": _option(OrderBy | None, "--order", help="Order in the prompt (best-last).", panel=_SELECTION),
 }
+Where = Annotated[list[str] | None, typer.Option(help="Filter, e.g. 'language == \"en\"'.", show_default=False)]
 RecipeFile = Annotated[
     Path | None,
     typer.Option("--recipe", help="Recipe, TOML or .json; options override it.", rich_help_panel=_SELECTION),
@@ -114,6 +117,11 @@ FIELDS: Mapping[str, object] = {
     "rationale": _option(str | None, "--rationale", help="Field of the rationale (rationale).", panel=_FIELDS),
     "id": _option(str | None, "--id", help="Field of the id (id).", panel=_FIELDS),
     "task": _option(str | None, "--task", help="Field of the task (task).", panel=_FIELDS),
+}
+SOURCE: Mapping[str, object] = {
+    "format": _option(str | None, "--format", help="jsonl, json, csv, tsv, parquet or sqlite.", panel=_SOURCE),
+    "table": _option(str | None, "--table", help="Table of a SQLite file.", panel=_SOURCE),
+    "encoding": _option(str | None, "--encoding", help="Encoding of a text file (utf-8).", panel=_SOURCE),
 }
 ROW_LIMITS: Mapping[str, object] = {
     "max_rows": _option(int | None, "--max-rows", help="Most examples of the pool (100 million).", panel=_LIMITS),
@@ -160,7 +168,9 @@ ASKING: Mapping[str, object] = {
     "max_tokens": _option(int | None, "--max-tokens", help="The most tokens, prompts and answers.", panel=_ASKING),
     "cache": _option(Path | None, "--cache", help="File of answers (in the user's cache).", panel=_ASKING),
 }
-Query = Annotated[str, typer.Argument(help="The query; - reads it from standard input.", show_default=False)]
+Query = Annotated[
+    str, typer.Argument(help="The query; - reads it from standard input, text or a JSON object.", show_default=False)
+]
 Index = Annotated[Path, typer.Argument(help="The index directory.", show_default=False)]
 JsonFlag = Annotated[bool, typer.Option("--json", help="JSON even on a terminal.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Skip the comparison of hashes.")]
@@ -188,12 +198,17 @@ def with_options(**groups: Mapping[str, object]) -> Callable[[Callable[..., None
             given = {g: {n: v for n, v in values.items() if not _left_out(v)} for g, values in gathered.items()}
             command(*args, **kwargs, **given)
 
-        run.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
-        run.__annotations__ = {p.name: p.annotation for p in (*own, *added)}
-        del run.__wrapped__
-        return run
+        return with_parameters(run, [*own, *added])
 
     return decorate
+
+
+def with_parameters(run: Callable[..., Result], parameters: Sequence[inspect.Parameter]) -> Callable[..., Result]:
+    """A function that `functools.wraps` another, with parameters of its own: what typer makes arguments of."""
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    del run.__wrapped__  # type: ignore[attr-defined]
+    return run
 
 
 def _left_out(value: object) -> bool:
@@ -204,9 +219,25 @@ def _left_out(value: object) -> bool:
 def recipe_options(recipe: Mapping[str, object]) -> Options:
     """The group `RECIPE` as keyword arguments of `Retriever.select`."""
     options = {name: _off(name, value) for name, value in recipe.items()}
+    if "where" in options:
+        options["where"] = single_where(cast("list[str]", options["where"]))
     if "option" in options:
         options["options"] = settings_of(cast("list[str]", options.pop("option")))
     return cast("Options", options)
+
+
+def single_where(values: Sequence[str] | None) -> str | None:
+    """The filter, if there is one.
+
+    Raises:
+        InvalidInput: There are several, of which the last would take the place of the others.
+    """
+    from retriever.errors import InvalidInput
+
+    if values and len(values) > 1:
+        joined = " and ".join(f"({value})" for value in values)
+        raise InvalidInput(f"--where {len(values)} times", expected="once", fix=f"join them: --where '{joined}'")
+    return values[0] if values else None
 
 
 def _off(name: str, value: object) -> object:
@@ -244,6 +275,19 @@ def fields_of(options: Mapping[str, object]) -> Fields:
     if options.get("no_output"):
         named["output"] = None
     return Fields(**cast("dict[str, str]", named))
+
+
+class Reading(TypedDict, total=False):
+    """How a file is read; what is left out has its default."""
+
+    format: str
+    table: str
+    encoding: str
+
+
+def reading_of(options: Mapping[str, object]) -> Reading:
+    """The group `SOURCE` as keyword arguments of whatever reads a file."""
+    return cast("Reading", dict(options))
 
 
 def embedder_of(options: Mapping[str, object]) -> EmbedderSettings | None:

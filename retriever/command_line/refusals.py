@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
@@ -12,7 +14,7 @@ def check_asked(
     *,
     leave_one_out: int | None,
     fields: Mapping[str, object],
-    format: str | None,
+    source: Mapping[str, object],
     strict: bool = False,
 ) -> None:
     """Refuses what says how a file of queries is read where none is named, and a sample of the pool beside a file.
@@ -22,7 +24,7 @@ def check_asked(
         queries: The file.
         leave_one_out: How many of the pool's own examples are asked.
         fields: Where the attributes of a query are.
-        format: Of the file.
+        source: How the file is read.
         strict: Whether a bad row stops the command.
 
     Raises:
@@ -32,10 +34,72 @@ def check_asked(
 
     if queries is not None and leave_one_out is not None:
         raise InvalidInput(f"{name} together with --leave-one-out", fix="leave one out")
-    given = [_named(field) for field in fields]
-    given += ["--format"] * (format is not None) + ["--strict"] * strict
+    given = [_named(option) for option in (*fields, *source)] + ["--strict"] * strict
     if queries is None and given:
         raise InvalidInput(f"{', '.join(given)} without {name}", expected=f"{name}, a file of queries")
+
+
+def check_output(output: Path, index: Path, *sources: object) -> None:
+    """Refuses to write over what the command reads.
+
+    Args:
+        output: The file to write; `-` for standard output.
+        index: The index directory.
+        sources: Paths of what else is read, `-` for standard input; None for what was not named.
+
+    Raises:
+        InvalidInput: The output is one of them, by this name or another, or is in the index.
+    """
+    from retriever.errors import InvalidInput
+
+    if str(output) == "-":
+        return
+    if output.resolve().is_relative_to(index.resolve()):
+        raise InvalidInput(f"{output} is in the index {index}", fix="write to a file outside it")
+    for source in sources:
+        if source is not None and _is_same(output, str(source)):
+            read = "standard input" if str(source) == "-" else source
+            raise InvalidInput(
+                f"{output} is to be written and is read, too ({read})", fix="name another file to write to: -o"
+            )
+
+
+def check_empty(pools: Sequence[Path], index: Path) -> None:
+    """Refuses to replace the examples of an index with nothing; where there are none, it says so.
+
+    Args:
+        pools: The files, none of which holds a row; `-` for standard input.
+        index: The index directory, which is being written.
+
+    Raises:
+        InvalidInput: The index has examples.
+    """
+    from retriever import Retriever
+    from retriever.command_line.display import note
+    from retriever.errors import IndexMissing, InvalidInput
+
+    named = ", ".join("standard input" if str(pool) == "-" else str(pool) for pool in pools)
+    empty = f"{named} {'holds' if len(pools) == 1 else 'hold'} no example"
+    try:
+        with Retriever.open(index, trust=True, note=lambda line: None) as there:
+            count = len(there)
+    except IndexMissing:
+        count = 0
+    if count:
+        raise InvalidInput(
+            f"{empty}, and the index {index} has {count:,}",
+            expected="at least one to replace them",
+            fix=f"look at what made the file; for an index without examples, delete {index} first",
+        )
+    note(empty)
+
+
+def _is_same(output: Path, source: str) -> bool:
+    try:
+        read = os.fstat(sys.stdin.fileno()) if source == "-" else os.stat(source)  # noqa: PTH116  as fstat is
+        return os.path.samestat(read, output.stat())
+    except (OSError, ValueError, AttributeError):  # one of them is not there, or is no file
+        return False
 
 
 def check_form(form: str | None, json_output: bool) -> None:

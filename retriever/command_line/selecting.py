@@ -17,6 +17,7 @@ from retriever.command_line.options import (
     PROMPT,
     PROMPT_LIMITS,
     RECIPE,
+    SOURCE,
     ExportForm,
     Index,
     JsonFlag,
@@ -28,8 +29,9 @@ from retriever.command_line.options import (
     recipe_options,
     with_options,
 )
-from retriever.command_line.running import opened, read_query, reported
-from retriever.command_line.terminal import printable, printable_lines, progress
+from retriever.command_line.refusals import check_output
+from retriever.command_line.running import opened, read_asked, read_query, reported
+from retriever.command_line.terminal import counted, printable, printable_lines, progress
 
 app = typer.Typer()
 
@@ -145,7 +147,13 @@ def ask(
 
 @app.command(no_args_is_help=True)
 @reported
-@with_options(recipe={**RECIPE, **BUDGET}, prompt_options=PROMPT, embedder=EMBEDDER, limits=PROMPT_LIMITS)
+@with_options(
+    source_options=SOURCE,
+    recipe={**RECIPE, **BUDGET},
+    prompt_options=PROMPT,
+    embedder=EMBEDDER,
+    limits=PROMPT_LIMITS,
+)
 def export(
     index: Index,
     queries: Annotated[Path, typer.Argument(help="File of queries; - is standard input.", show_default=False)],
@@ -155,13 +163,13 @@ def export(
     recipe_file: RecipeFile = None,
     input: Annotated[str, typer.Option(help="Field of the input; a name, path or $template.")] = "input",
     id: Annotated[str, typer.Option(help="Field of the id.")] = "id",
-    format: Annotated[str | None, typer.Option(help="Format of QUERIES.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Write nothing if a query is bad (exit 7).")] = False,
     model: Annotated[str | None, typer.Option(help="Model, for the batch forms.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens of each answer, for the batch forms.")] = 1024,
     temperature: Annotated[float | None, typer.Option(help="For the batch forms.")] = None,
     trust: Trust = False,
     *,
+    source_options: Mapping[str, object],
     recipe: Mapping[str, object],
     prompt_options: Mapping[str, object],
     embedder: Mapping[str, object],
@@ -176,18 +184,19 @@ def export(
     from retriever import Fields
     from retriever.export import ExportSettings
     from retriever.export import export as write
-    from retriever.formats import read_queries
     from retriever.prompting import BatchSettings
 
+    check_output(output_path, index, queries, recipe_file, prompt_options.get("template"))
     batch = None if model is None else BatchSettings(model, max_tokens, temperature)
     bad = BadRows(strict=strict)
     with opened(index, embedder, trust=trust, limits=limits) as retriever, progress() as shown:
         chosen = retriever.effective_recipe(recipe_file, **recipe_options(recipe))
         settings = ExportSettings(form, chosen, prompt_options_of(prompt_options), batch)
-        found = read_queries(str(queries), fields=Fields(input=input, id=id), format=format, on_bad=bad)
+        found = read_asked(queries, Fields(input=input, id=id), source_options, bad)
         count = write(retriever, found, output_path, settings, resume=resume, note=note, progress=shown)
     bad.report()
-    typer.echo(f"{count:,} records in {output_path}", err=True)
+    where = "on standard output" if str(output_path) == "-" else f"in {printable(str(output_path))}"
+    typer.echo(f"{counted(count, 'record')} {where}", err=True)
 
 
 @app.command()

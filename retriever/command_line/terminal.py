@@ -42,6 +42,11 @@ def inert_json(value: object, *, indent: int | None = None) -> str:
     return "".join(c if c == "\n" or is_inert(c) else json.dumps(c)[1:-1] for c in text)
 
 
+def counted(count: int, noun: str) -> str:
+    """How many there are of what has a regular plural: 1 row, 2,000 rows."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def amount(count: int) -> str:
     """A number of bytes for people, two digits exact: 640 bytes, 1.2 MB, 37 GB."""
     for power, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")):

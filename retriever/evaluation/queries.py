@@ -94,7 +94,7 @@ def read_qrels(path: Path) -> Qrels:
         else:
             grades[query][document] = value
     if bad:
-        raise BadRows(bad, seen=f"{len(bad)} bad lines, first {bad[0]}")
+        raise BadRows(bad, seen=f"{'1 bad line:' if len(bad) == 1 else f'{len(bad)} bad lines, first'} {bad[0]}")
     if not grades:
         raise InvalidInput(f"judgements {path} without a line", expected="query id, document id, grade")
     return grades

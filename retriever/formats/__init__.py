@@ -1,6 +1,7 @@
 """Reading examples and queries, and writing records.
 
     read_examples, read_queries     a file, standard input or data in memory → examples, one by one
+    FileSource                      a file, and how it is read where its name does not tell
     Fields, Limits                  where the attributes are in a row; how large a row may be
     BadRow, BadRowLog               a row that was set aside, and why; a collector of them
     open_writer, writer_format      records → JSON Lines, Parquet, CSV or TSV
@@ -29,7 +30,7 @@ from pathlib import Path
 from retriever.errors import BadRow, BadRows, InvalidInput
 from retriever.example import Example
 from retriever.formats.mapping import Fields, RowMapper
-from retriever.formats.sources import Rows, Source, open_rows
+from retriever.formats.sources import FileSource, Rows, Source, open_rows
 from retriever.formats.values import Limits, RowError, short
 from retriever.formats.writers import RecordWriter, open_writer, writer_format
 
@@ -37,6 +38,7 @@ __all__ = [
     "BadRow",
     "BadRowLog",
     "Fields",
+    "FileSource",
     "Limits",
     "RecordWriter",
     "Source",
@@ -110,8 +112,8 @@ def read_examples(
     data in memory are held whole.
 
     Args:
-        source: A path, or a list of `Path`s; `-` for standard input; an iterable of mappings or examples; a data frame
-            of pandas, polars or pyarrow. An `Example` passes through as it is.
+        source: A path, a list of `Path`s, or a `FileSource`; `-` for standard input; an iterable of mappings or
+            examples; a data frame of pandas, polars or pyarrow. An `Example` passes through as it is.
         fields: Where the attributes are in a row.
         format: One of jsonl, json, csv, tsv, parquet, sqlite; None tells it from the suffix, and takes jsonl for
             standard input.

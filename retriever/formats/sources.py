@@ -18,7 +18,26 @@ from retriever.errors import InvalidInput, MissingDependency
 from retriever.formats.text import TextFile, check_names, delimited_rows, json_rows, jsonl_rows
 from retriever.formats.values import Limits, Row, Unusable, kind, short
 
-Source: TypeAlias = "str | os.PathLike[str] | Iterable[object]"
+
+@dataclass(frozen=True)
+class FileSource:
+    """A file, and how it is read where its name does not tell.
+
+    Attributes:
+        path: Of the file; `-` for standard input.
+        format: One of jsonl, json, csv, tsv, parquet, sqlite; None tells it from the suffix, and takes jsonl for
+            standard input.
+        table: The SQLite table or view; None when there is only one table.
+        encoding: Of a text file.
+    """
+
+    path: str
+    format: str | None = None
+    table: str | None = None
+    encoding: str = "utf-8"
+
+
+Source: TypeAlias = "str | os.PathLike[str] | FileSource | Iterable[object]"
 
 _TEXT_READERS: dict[str, Callable[[TextFile], Iterator[Row]]] = {
     "jsonl": jsonl_rows,
@@ -62,7 +81,12 @@ def open_rows(source: Source, *, format: str | None, table: str | None, encoding
     """
     if isinstance(source, str | os.PathLike):
         return _open_file(os.fspath(source), format, table, encoding, limits)
-    if format is not None or table is not None or encoding != "utf-8":
+    named = format is not None or table is not None or encoding != "utf-8"
+    if isinstance(source, FileSource):
+        if named:
+            raise InvalidInput("format, table or encoding beside a FileSource", fix="leave them out: it holds its own")
+        return _open_file(source.path, source.format, source.table, source.encoding, limits)
+    if named:
         raise InvalidInput(f"format, table or encoding for {_type(source)} in memory", fix="leave them out")
     return Rows(type(source).__name__, _memory_rows(source))
 
@@ -98,7 +122,7 @@ def _format(path: Path | None, format: str | None) -> str:
         raise InvalidInput(
             f"the format of {path} cannot be told from its name",
             expected=f"one of {', '.join(_SUFFIXES)}, the text formats also with .gz",
-            fix=f"name the format: {', '.join(_FORMATS)}",
+            fix=f"name the format (format=, --format): {', '.join(_FORMATS)}",
         )
     return found
 
@@ -192,7 +216,9 @@ def _table(database: sqlite3.Connection, path: Path, table: str | None) -> str:
     tables = [name for name, type in types.items() if type == "table"]
     if len(tables) != 1:
         listed = ", ".join(map(short, tables)) or "none"
-        raise InvalidInput(f"{path} has {len(tables)} tables ({listed})", expected="one", fix="name the table to read")
+        raise InvalidInput(
+            f"{path} has {len(tables)} tables ({listed})", expected="one", fix="name the table to read: table=, --table"
+        )
     return tables[0]
 
 

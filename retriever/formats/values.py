@@ -97,7 +97,7 @@ def parse_json(text: str) -> object:
         return _JSON.decode(text)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
-        return Unusable(f"not JSON: {error.msg} at {where}")
+        return Unusable(f"not JSON: {error.msg.removesuffix(' at')} at {where}")
     except RecursionError:
         return Unusable("nested too deep")
 

@@ -361,7 +361,7 @@ class Recipe:
         path = Path(source)
         kind, parse = ("JSON", json.loads) if path.suffix == ".json" else ("TOML", tomllib.loads)
         try:
-            parsed = parse(path.read_text(encoding="utf-8"))
+            parsed = parse(path.read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise InvalidInput(f"recipe {path}: {error.strerror}", expected=f"a {kind} file") from error
         except (ValueError, RecursionError) as error:

@@ -39,7 +39,7 @@ def test_the_columns_of_trec_are_read(tmp_path):
         ("q\td\t1\nq\td2\tnan\n", ":2: no grade in"),
         ("q\td\t1\nq\td2\tinf\n", ":2: no grade in"),
         ("q d 1\nq d 2\n", "2 bad lines, first .*:1: no grade in 'q d 1'"),
-        ("q\td\nq\td\t1\n", ":1: no grade in"),
+        ("q\td\nq\td\t1\n", "^1 bad line: .*:1: no grade in"),
     ],
 )
 def test_a_line_that_is_no_judgement_is_refused_by_its_number(tmp_path, text, said):
