@@ -71,7 +71,7 @@ def _damaged(path: Path, reason: str) -> RetrieverError:
     return RetrieverError(
         f"{path}: {reason}",
         expected="a file of answers",
-        fix="if it is one, delete it: what it held is asked again; else name another file",
+        fix="name another file; if it was one, delete it: what it held is asked again",
     )
 
 

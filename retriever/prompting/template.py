@@ -95,7 +95,7 @@ class Template:
             if name not in used:
                 raise TemplateError(
                     f"the slot {name!r} is given, and template {self.name!r} does not use it",
-                    expected=f"slots among {sorted(n for n in used if n.split('.')[0] not in _EXAMPLE_FIELDS)}",
+                    expected=f"slots among {', '.join(sorted(self.slots))}" if self.slots else "no slot",
                     fix=f"remove the slot, or put ${name} into the template",
                 )
             if not isinstance(value, str):
