@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -20,8 +20,6 @@ from retriever.command_line.options import embedder_of, limits_of, reading_of, w
 from retriever.command_line.terminal import printable
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
     from retriever import Example, Fields, Retriever
     from retriever.example import Json
 
@@ -84,7 +82,7 @@ def _write_no_more() -> None:
 class _Output(io.FileIO):
     """Standard output; its errors name it, as those of a file name the file."""
 
-    def write(self, data: Buffer) -> int:
+    def write(self, data: Any) -> int:  # noqa: ANN401  all that has a buffer
         try:
             return super().write(data)
         except OSError as error:
