@@ -19,6 +19,7 @@ import pytest
 import typer
 
 import cli
+from retriever import Retriever
 from retriever.command_line import terminal
 from retriever.command_line.display import emit_json, figure
 from retriever.command_line.running import read_query, show_tracebacks
@@ -344,6 +345,18 @@ def test_ask_gives_answer_and_selection_as_json(shared):
     assert set(found) == {"answer", "tokens", "selection"}
     assert "CARD" in found["answer"]
     assert len(found["selection"]["demonstrations"]) == 1
+
+
+@pytest.mark.parametrize(("kind", "form"), [("command", "text"), ("command-json", "messages")])
+def test_ask_counts_the_prompt_in_the_form_that_the_program_reads(shared, kind, form):
+    program = f"{kind}:{sys.executable} -c 'print(1)'"
+    asked = data("ask", shared, "card", "-k", 2, "--backend", program, "--json")["tokens"]
+    with Retriever.open(shared) as index:
+        counts = {
+            name: index.prompt("card", k=2, prompt_options={"form": name}).tokens for name in ("text", "messages")
+        }
+    assert counts["text"] != counts["messages"]
+    assert asked == counts[form]
 
 
 def test_a_program_that_fails_is_an_error_in_one_line(shared):

@@ -1,6 +1,7 @@
 """Adapters from a prompt to an answer, one file each.
 
-A backend is any callable that takes a prompt and returns text. `load_backend` makes one from a short description;
+A backend is any callable that takes a prompt and returns text. One that sends `prompt.text` says so by an attribute
+`reads = "text"`, so that prompts are counted and fitted as text. `load_backend` makes one from a short description;
 nothing that a backend needs is imported before it is asked for.
 """
 

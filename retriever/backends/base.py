@@ -11,12 +11,18 @@ from retriever.errors import InvalidInput
 from retriever.openai_access import shown_url, split_base_url
 
 if TYPE_CHECKING:
-    from retriever.prompting.assembler import Prompt
+    from retriever.prompting.assembler import Form, Prompt
 
 _LARGEST_SEED = 2**63 - 1
 
 
 Backend: TypeAlias = "Callable[[Prompt], str]"
+
+
+def form_read(backend: Backend) -> Form:
+    """The form of a prompt that a backend sends, in which it is to be counted and fitted: what it says as `reads`."""
+    form: Form = getattr(backend, "reads", "messages")
+    return form
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from retriever.foreign_text import one_line
 from retriever.openai_access import environment_key
 
 if TYPE_CHECKING:
-    from retriever.prompting.assembler import Prompt
+    from retriever.prompting.assembler import Form, Prompt
 
 _TRY_AGAIN = os.EX_TEMPFAIL
 _FIRST_PAUSE = 0.5
@@ -81,6 +81,11 @@ class Command:
         except ValueError as error:
             raise InvalidInput(f"a command line that cannot be split: {error}", fix="close the quotation") from error
         return cls(arguments, form=form, settings=settings)
+
+    @property
+    def reads(self) -> Form:
+        """The form of a prompt that the program gets."""
+        return "text" if self._form == "text" else "messages"
 
     def __repr__(self) -> str:
         return f"Command({self._arguments[0]!r}, form={self._form!r}, settings={self._settings!r})"

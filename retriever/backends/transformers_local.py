@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from retriever.prompting.assembler import Prompt
+    from retriever.prompting.assembler import Form, Prompt
 
 # Tokenizers without a limit of their own report an absurdly large one.
 _NO_LIMIT = 10**9
@@ -63,6 +63,11 @@ class TransformersLocal:
             self._tokenizer, self._model = _load(name)
             self._generation = _generation_config(self._model, settings)
         self._limit = _context_length(self._model, self._tokenizer)
+
+    @property
+    def reads(self) -> Form:
+        """The form of a prompt that the model gets."""
+        return "messages" if self._tokenizer.chat_template else "text"
 
     def __repr__(self) -> str:
         return f"TransformersLocal({self._name!r}, settings={self._settings!r})"
@@ -120,7 +125,7 @@ class TransformersLocal:
     def _encode(self, prompt: Prompt) -> list[int]:
         from jinja2 import TemplateError
 
-        if not self._tokenizer.chat_template:
+        if self.reads == "text":
             ids: list[int] = self._tokenizer(text_of(prompt))["input_ids"]
             return ids
         messages = messages_of(prompt)

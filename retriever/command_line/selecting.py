@@ -129,12 +129,14 @@ def ask(
     retriever ask tickets.index "where is my order" --backend openai:qwen --base-url http://localhost:8000/v1
     """
     from retriever.backends import BackendSettings, load_backend
+    from retriever.backends.base import form_read
 
     settings = BackendSettings(max_tokens=max_tokens, temperature=temperature, timeout=timeout, base_url=base_url)
     call = load_backend(backend, settings=settings)
     with opened(index, embedder, trust=trust, limits=limits) as retriever:
         selection = retriever.select(read_query(query), recipe=recipe_file, **recipe_options(recipe))
-        made = retriever.prompt(selection, prompt_options=prompt_options_of(prompt_options))
+        fitted = prompt_options_of({**prompt_options, "form": form_read(call)})
+        made = retriever.prompt(selection, prompt_options=fitted)
     answer = call(made)
     if json_output:
         emit_json({"answer": answer, "tokens": made.tokens, "selection": selection.to_dict()})

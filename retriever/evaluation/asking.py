@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from retriever.backends import Backend
+from retriever.backends.base import form_read
 from retriever.errors import BackendError, InvalidInput
 from retriever.evaluation.answers import AnswerCache, prompt_key
 from retriever.evaluation.comparison import Values
@@ -26,6 +27,7 @@ from retriever.evaluation.outcomes import Outcomes
 from retriever.example import Example
 from retriever.listening import Progress
 from retriever.prompting import Prompt
+from retriever.prompts import PromptOptions
 from retriever.ranking.seeding import permutation
 
 
@@ -62,6 +64,10 @@ class Asking:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InvalidInput(f"{name} = {value}", expected=f"{least} or more")
+
+    def fitting(self, prompt: PromptOptions) -> PromptOptions:
+        """How prompts are put together for it: in the form that it reads, so that this is what is counted."""
+        return {"form": form_read(self.backend), **prompt}
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ def evaluate(
         queries=asked,
         qrels=grades,
         metrics=metrics,
-        prompt=settings.prompt,
+        prompt=settings.prompt if asking is None else asking.fitting(settings.prompt),
         keep_prompts=asking is not None,
         progress=progress,
     )

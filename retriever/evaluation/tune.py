@@ -184,7 +184,7 @@ def tune(
         snapshot=snapshot,
         queries=given,
         qrels=grades,
-        prompt=settings.prompt,
+        prompt=settings.prompt if asking is None else asking.fitting(settings.prompt),
         token_cost=settings.token_cost,
         progress=progress,
     )

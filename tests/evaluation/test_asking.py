@@ -94,6 +94,25 @@ def test_answers_are_judged_and_compared_like_any_metric(pool, tmp_path):
     assert found.settings["backend"] == "counting"
 
 
+@pytest.mark.parametrize("form", ["text", "messages"])
+def test_prompts_are_fitted_in_the_form_that_the_model_reads(pool, tmp_path, form):
+    recipe = {"retrieve": {"mode": "lexical"}, "budget": {"tokens": 60}}
+    seen = []
+
+    def backend(prompt):
+        counted = pool.prompt(pool.select(prompt_query(prompt), recipe=recipe), prompt_options={"form": form})
+        seen.append((prompt.tokens, counted.tokens, len(prompt.demonstrations)))
+        return "x"
+
+    def prompt_query(prompt):
+        return next(query for query in QUERIES if query.input_text == prompt.messages[-1]["content"])
+
+    backend.reads = form
+    run(pool, tmp_path, backend, recipes={"lexical": recipe}, concurrency=1)
+    assert len(seen) == 10
+    assert all(asked == counted <= 60 and demonstrations for asked, counted, demonstrations in seen)
+
+
 def test_the_default_metrics_with_a_model_begin_with_exact_and_f1(pool, tmp_path):
     found = run(pool, tmp_path, Counting(), metrics=())
     assert [one.metric for one in found.metrics][:3] == ["exact", "f1", "best-overlap"]
