@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
@@ -176,7 +177,7 @@ def publish(
         root,
         content,
         {
-            "created_by": f"demonstration-retriever {version('demonstration-retriever')}",
+            "created_by": _program(),
             "pool": state,
             **({} if report is None else {"ann": report.to_dict()}),
             **about,
@@ -222,6 +223,12 @@ class Published:
             yield f"the key {self.key.spec!r} needs the answer of a query: the fusion weight is 0.5, uncalibrated"
         elif self.calibration.objective == "none":
             yield "the pool has neither labels nor outputs to calibrate the fusion weight by: it is 0.5"
+
+
+@cache
+def _program() -> str:
+    """What writes an index; looking up the version takes as long as much of a small one."""
+    return f"demonstration-retriever {version('demonstration-retriever')}"
 
 
 def about_index(
