@@ -11,13 +11,14 @@ from indexes.current import Current, current_path
 from indexes.errors import to_repair
 from indexes.generation import Generation
 from retriever import verified
+from retriever.base import Base
 from retriever.embedders import same_space
 from retriever.errors import IndexCorrupt, IndexMissing
 from retriever.listening import Note
 from retriever.pool import Pool
 from retriever.revisions import Revision
 from retriever.settings import IndexSettings
-from retriever.snapshot import Base, Snapshot
+from retriever.snapshot import Snapshot
 from retriever.stored_embedder import StoredEmbedder
 
 _ATTEMPTS = 10

@@ -17,6 +17,7 @@ from indexes.current import Current
 from indexes.generation import Generation, Manifest
 from indexes.vector_storage import VectorRows, gives
 from retriever.adaptation.stored import FILE, Adaptation
+from retriever.base import embedded_rows, pool_revision
 from retriever.embedders import Embedder, EmbedderSource
 from retriever.errors import EmbedderError, Incompatible, IndexCorrupt, IndexMissing
 from retriever.evaluation.calibration import Calibration
@@ -27,7 +28,6 @@ from retriever.pool import Pool
 from retriever.publishing import about_of, publish
 from retriever.revisions import Revision
 from retriever.settings import IndexSettings
-from retriever.snapshot import embedded_rows, pool_revision
 from retriever.stored_embedder import StoredEmbedder, load_for
 from retriever.token_storage import TextTokens, stored_tokens
 from retriever.verification import RESTORE, generation_problems, pool_problems

@@ -14,13 +14,14 @@ from indexes.current import Current
 from indexes.errors import RetrieverError
 from indexes.postings import Postings
 from indexes.vocabulary import check_sorted
+from retriever.base import Base
 from retriever.errors import IndexCorrupt, InvalidInput, StorageError
 from retriever.keys import text_hash
 from retriever.listening import Progress, silent
 from retriever.opening import open_pool, pool_path, read_current, unfinished
 from retriever.pool import Pool
 from retriever.revisions import Revision
-from retriever.snapshot import Base, Snapshot
+from retriever.snapshot import Snapshot
 
 REBUILD = "retriever verify INDEX --repair builds it again from the pool"
 RESTORE = "restore it from a copy: nothing else holds what was in it"

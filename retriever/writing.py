@@ -11,6 +11,7 @@ from indexes import files
 from indexes import generation as generations
 from indexes.current import Current, current_path, point
 from retriever.adaptation.stored import Adaptation
+from retriever.base import pool_revision
 from retriever.embedders import Embedder
 from retriever.errors import IndexMissing
 from retriever.evaluation.calibration import Calibration
@@ -22,7 +23,7 @@ from retriever.ranking.recipe import Recipe
 from retriever.reused import Reused
 from retriever.revisions import Revision
 from retriever.saved_vectors import saved_directory
-from retriever.snapshot import Snapshot, pool_revision
+from retriever.snapshot import Snapshot
 from retriever.stored_embedder import StoredEmbedder
 
 LOCK = "LOCK"

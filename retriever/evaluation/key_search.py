@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from indexes import generation as generations
+from retriever.base import Base
 from retriever.embedders import Embedder
 from retriever.errors import InvalidInput
 from retriever.evaluation.calibration import Calibration
@@ -31,7 +32,7 @@ from retriever.recipes import RecipeLike, select_each
 from retriever.reused import Reused
 from retriever.selection import Selection
 from retriever.selector import Selector
-from retriever.snapshot import Base, Snapshot
+from retriever.snapshot import Snapshot
 from retriever.stored_embedder import StoredEmbedder, load_for
 from retriever.writing import Rekeyed
 
