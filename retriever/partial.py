@@ -21,7 +21,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,6 +31,7 @@ from retriever.example import Example, Json, render
 from retriever.formats import open_writer
 from retriever.formats.values import short
 from retriever.formats.writers import WriterFormat, json_line
+from retriever.listening import Note, Progress
 
 SUFFIX = ".partial"
 SYNC_SECONDS = 2.0
@@ -116,8 +117,8 @@ def open_partial(
     queries: Iterator[Example],
     *,
     resume: bool,
-    note: Callable[[str], None],
-    progress: Callable[[str, int, int], None],
+    note: Note,
+    progress: Progress,
 ) -> Iterator[Partial]:
     """The partial file of a target, for one export at a time.
 
@@ -276,8 +277,8 @@ def _skip(
     path: Path,
     body: int,
     queries: Iterator[Example],
-    note: Callable[[str], None],
-    progress: Callable[[str, int, int], None],
+    note: Note,
+    progress: Progress,
 ) -> tuple[int, int]:
     """Takes the queries that are answered; returns how many they are, and where the whole records end.
 
@@ -324,7 +325,7 @@ def _check_query(path: Path, number: int, entry: Mapping[str, Json], query: Exam
     )
 
 
-def _note_replaced(path: Path, header: bytes, note: Callable[[str], None]) -> None:
+def _note_replaced(path: Path, header: bytes, note: Note) -> None:
     """Says so when hours of work may be about to go."""
     lines = _lines(path)
     matches = next(lines, b"") == header

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
 
 import numpy as np
@@ -23,6 +23,7 @@ from retriever.embedders import (
 )
 from retriever.embedders.base import encode_tokens, token_embedder
 from retriever.errors import Incompatible, InvalidInput
+from retriever.listening import Note
 from retriever.stored_embedder import StoredEmbedder
 from retriever.token_storage import TextTokens, token_ids, tokens_of
 
@@ -37,7 +38,7 @@ class QueryEncoder:
         note: Told in one line what a reader should know.
     """
 
-    def __init__(self, stored: StoredEmbedder, given: EmbedderSource | None, note: Callable[[str], None]) -> None:
+    def __init__(self, stored: StoredEmbedder, given: EmbedderSource | None, note: Note) -> None:
         self.stored = stored
         self._prompts = stored.prompts
         # The word means the same as settings that name nothing.

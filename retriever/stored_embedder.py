@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -30,6 +30,7 @@ from retriever.embedders import (
 from retriever.embedders.sentence_transformer import ROUNDED
 from retriever.errors import Incompatible, IndexCorrupt
 from retriever.keys import Key
+from retriever.listening import Note, silent
 from retriever.openai_access import URL_VARIABLE, environment_url
 from retriever.pool import Pool
 from retriever.revisions import Revision
@@ -191,7 +192,7 @@ class StoredEmbedder:
             {name: [buffer] for name, buffer in generation.buffers.items() if name.startswith(_EMBEDDER_FILE)},
         )
 
-    def fitted(self, note: Callable[[str], None], settings: EmbedderSettings | None = None) -> Embedder:
+    def fitted(self, note: Note, settings: EmbedderSettings | None = None) -> Embedder:
         """The embedder that was fitted on the pool, as it was.
 
         Args:
@@ -217,7 +218,7 @@ class StoredEmbedder:
         if self.is_tuned:
             TunedModel.from_state(self.name, self._state())
         else:
-            self.fitted(lambda line: None)
+            self.fitted(silent)
 
     def _state(self) -> dict[str, NDArray[np.generic]]:
         return {
@@ -227,7 +228,7 @@ class StoredEmbedder:
 
 
 def load_for(
-    key: Key, source: EmbedderSource, pool: Pool, revision: Revision, note: Callable[[str], None]
+    key: Key, source: EmbedderSource, pool: Pool, revision: Revision, note: Note
 ) -> tuple[Embedder, StoredEmbedder]:
     """The embedder for the texts of a revision, fitted on them if it is of that kind, and what the manifest says of it.
 

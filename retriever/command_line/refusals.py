@@ -77,11 +77,12 @@ def check_empty(pools: Sequence[Path], index: Path) -> None:
     from retriever import Retriever
     from retriever.command_line.display import note
     from retriever.errors import IndexMissing, InvalidInput
+    from retriever.listening import silent
 
     named = ", ".join("standard input" if str(pool) == "-" else str(pool) for pool in pools)
     empty = f"{named} {'holds' if len(pools) == 1 else 'hold'} no example"
     try:
-        with Retriever.open(index, trust=True, note=lambda line: None) as there:
+        with Retriever.open(index, trust=True, note=silent) as there:
             count = len(there)
     except IndexMissing:
         count = 0

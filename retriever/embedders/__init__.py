@@ -32,6 +32,7 @@ from retriever.embedders.transformer import load_transformer
 from retriever.embedders.tuned import PREFIX as TUNED
 from retriever.embedders.tuned import TunedModel
 from retriever.errors import EmbedderError, InvalidInput
+from retriever.listening import Note
 
 __all__ = [
     "Embedder",
@@ -61,7 +62,7 @@ _ALL = frozenset(field.name for field in fields(EmbedderSettings))
 def load_embedder(
     wanted: EmbedderSource = "auto",
     *,
-    note: Callable[[str], None],
+    note: Note,
     pool_texts: Callable[[], Iterable[str]] | None = None,
 ) -> Embedder:
     """The embedder that a name, settings, a function or an object stands for.
@@ -110,9 +111,7 @@ def load_embedder(
     return _model(settings, note, pool_texts)
 
 
-def _in_bfloat16(
-    settings: EmbedderSettings, note: Callable[[str], None], pool_texts: Callable[[], Iterable[str]]
-) -> Embedder:
+def _in_bfloat16(settings: EmbedderSettings, note: Note, pool_texts: Callable[[], Iterable[str]]) -> Embedder:
     """The model in bfloat16; where that is not to be had, as it is without the setting, and a line that says why."""
     exact = replace(settings, precision=None)
     model = _model(replace(exact, engine="torch", device="cpu"), note, pool_texts)
@@ -125,9 +124,7 @@ def _in_bfloat16(
     return _model(exact, note, pool_texts)
 
 
-def _model(
-    settings: EmbedderSettings, note: Callable[[str], None], pool_texts: Callable[[], Iterable[str]] | None
-) -> Embedder:
+def _model(settings: EmbedderSettings, note: Note, pool_texts: Callable[[], Iterable[str]] | None) -> Embedder:
     """A sentence-transformers model, in float32."""
     if settings.name == "auto":
         return _mini_lm(settings, note, pool_texts)
@@ -136,9 +133,7 @@ def _model(
     return load_transformer(settings, note)
 
 
-def _mini_lm(
-    settings: EmbedderSettings, note: Callable[[str], None], pool_texts: Callable[[], Iterable[str]] | None
-) -> Embedder:
+def _mini_lm(settings: EmbedderSettings, note: Note, pool_texts: Callable[[], Iterable[str]] | None) -> Embedder:
     """all-MiniLM-L6-v2, or what stands in for it when it is nowhere to be had and there is a pool to fit on.
 
     A package whose weights are wrong is an error, never a reason to fall back.
@@ -168,9 +163,7 @@ def _no_pool(kind: str) -> InvalidInput:
     )
 
 
-def _distilled(
-    settings: EmbedderSettings, note: Callable[[str], None], pool_texts: Callable[[], Iterable[str]] | None
-) -> Embedder:
+def _distilled(settings: EmbedderSettings, note: Note, pool_texts: Callable[[], Iterable[str]] | None) -> Embedder:
     _only(settings, frozenset({"device", "revision", "batch_size", "engine"}))
     name = settings.name.removeprefix(STATIC)
     if not name.strip() or name.startswith((STATIC, _OPENAI, "callable:")) or name in _LATENT:

@@ -15,7 +15,7 @@ import contextlib
 import hashlib
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -26,6 +26,7 @@ from indexes.arrays import npy, parse_npy
 from retriever.embedders.base import TokenEmbedder, Vectors, sendable
 from retriever.embedders.onnx_export import export_folder
 from retriever.embedders.static import PREFIX, StaticEmbedder, Words, token_count
+from retriever.listening import Note
 
 MOST_WORDS = 32_768
 DIMENSIONS = 256
@@ -51,7 +52,7 @@ class Teacher(TokenEmbedder, Protocol):
         ...
 
 
-def distill(teacher: Teacher, texts: Iterable[str], note: Callable[[str], None]) -> StaticEmbedder:
+def distill(teacher: Teacher, texts: Iterable[str], note: Note) -> StaticEmbedder:
     """The static embedder of a model over a pool's words.
 
     Words that are one token have that token's row. Of the others the most frequent have a row of their own, equally
@@ -119,7 +120,7 @@ def _around(words: Words) -> tuple[list[int], list[int]]:
     return encoded.ids[: text[0]], encoded.ids[text[-1] + 1 :]
 
 
-def _token_vectors(teacher: Teacher, words: Words, note: Callable[[str], None]) -> Vectors:
+def _token_vectors(teacher: Teacher, words: Words, note: Note) -> Vectors:
     """The vector of each token by its id, shape (tokens, d); zeros for those that stand for no text."""
     if teacher.identity is None:
         return _encoded_tokens(teacher, words)

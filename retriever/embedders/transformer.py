@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from retriever.embedders.packaged import SHA256, packaged_folder
 from retriever.embedders.sentence_transformer import SentenceTransformerEmbedder
 from retriever.embedders.torch_models import ORGANISATION, hub_folder, model_folder
 from retriever.errors import EmbedderError, InvalidInput
+from retriever.listening import Note
 
 _DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
 _NONE_VISIBLE = ("", "-1")
@@ -54,7 +54,7 @@ class Origin(Protocol):
 
 def load_transformer(
     settings: EmbedderSettings,
-    note: Callable[[str], None],
+    note: Note,
     *,
     packaged: bool = False,
     origin: Origin | None = None,

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from retriever.embedders.base import Embedder, EmbedderSettings
 from retriever.embedders.transformer import load_transformer
 from retriever.errors import EmbedderError
+from retriever.listening import Note
 
 PREFIX = "tuned:"
 _NAMES = "folder"
@@ -99,7 +100,7 @@ class TunedModel:
                 file.write_bytes(content)
             yield Path(made)
 
-    def load(self, settings: EmbedderSettings, note: Callable[[str], None]) -> Embedder:
+    def load(self, settings: EmbedderSettings, note: Note) -> Embedder:
         """The model, ready to embed; exported for ONNX Runtime once, like any other, where that is possible.
 
         Args:
