@@ -61,6 +61,16 @@ ComparedRecipes = Annotated[
 ]
 QrelsFile = Annotated[Path | None, typer.Option("--qrels", help="File of relevance judgements.", show_default=False)]
 
+JUDGING = {
+    "model": ASKING,
+    "source_options": SOURCE,
+    "fields": FIELDS,
+    "prompt_options": PROMPT,
+    "embedder": EMBEDDER,
+    "limits": PROMPT_LIMITS,
+}
+"""The groups of options of what asks queries whose answers are known, and perhaps a language model."""
+
 app = typer.Typer()
 
 
@@ -138,15 +148,7 @@ def audit(
 
 @app.command(name="eval", no_args_is_help=True)
 @reported
-@with_options(
-    evaluation=EVALUATION,
-    model=ASKING,
-    source_options=SOURCE,
-    fields=FIELDS,
-    prompt_options=PROMPT,
-    embedder=EMBEDDER,
-    limits=PROMPT_LIMITS,
-)
+@with_options(evaluation=EVALUATION, **JUDGING)
 def evaluate_(
     index: Index,
     queries: TrueQueries = None,
@@ -209,15 +211,7 @@ def evaluate_(
 
 @app.command(name="tune", no_args_is_help=True)
 @reported
-@with_options(
-    tuning=TUNING,
-    model=ASKING,
-    source_options=SOURCE,
-    fields=FIELDS,
-    prompt_options=PROMPT,
-    embedder=EMBEDDER,
-    limits=PROMPT_LIMITS,
-)
+@with_options(tuning=TUNING, **JUDGING)
 def tune_(
     index: Index,
     queries: TrueQueries = None,
